@@ -1,0 +1,176 @@
+"""The one frozen `Config`: its shape, its defaults, and nothing of how it is read.
+
+Knows: every setting, its type, default and meaning (the docstrings here become the reference).
+Does not know: files, environment, flags (`config_load.py`), or what a setting builds (`app.py`).
+
+A model entry has the shape of the target tree it becomes:
+`smart: {fallback: ["openai/gpt-4o-mini", {race: ["zoo:tiny-chat", "zoo:tiny-general"]}]}`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from .types import Capabilities, Price
+
+Objective = Literal["balanced", "quality", "cost", "speed", "random", "round-robin", "least-loaded"]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class Secret:
+    """A value that never shows itself: `repr`, `str` and format give `***`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value, for the one place that sends it."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the server listens and what it bounds."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. Anything but loopback needs a key set by `LLMRR_API_KEY` or the key file."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 4000
+    """TCP port; 0 picks a free one and prints it."""
+    max_body: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
+    """Largest request body in bytes; larger ones get 413."""
+    max_requests: Annotated[int, Meta(ge=1)] = 1024
+    """Requests in work at once; more get 503 with Retry-After."""
+    drain: Seconds = 30.0
+    """Seconds that running answers get to finish after SIGTERM."""
+    keep_alive_comment: Seconds = 15.0
+    """Seconds of silence on a stream after which an SSE comment is sent; 0 turns it off."""
+
+
+class Provider(Struct, frozen=True, forbid_unknown_fields=True):
+    """An account at a remote host: a row of `hosts.toml`, or any OpenAI-compatible base URL."""
+
+    host: str | None = None
+    """Row of `hosts.toml`; default is the provider's own name."""
+    base_url: str | None = None
+    """URL up to and including the version, for example `http://127.0.0.1:8000/v1`."""
+    api_key: str | None = None
+    """`${NAME}` or `os.environ/NAME`; read when the server starts, never stored or logged."""
+    headers: dict[str, str] = {}
+    """Extra request headers; values may be `${NAME}`."""
+    connect_timeout: Seconds = 10.0
+    """Seconds to reach the host."""
+    first_token_timeout: Seconds = 60.0
+    """Seconds of silence before the first byte of an answer."""
+    idle_timeout: Seconds = 60.0
+    """Seconds of silence inside a stream."""
+
+
+class Auto(Struct, frozen=True, forbid_unknown_fields=True):
+    """A virtual model that chooses among others for each request."""
+
+    objective: Objective = "balanced"
+    """What to prefer once the hard constraints hold."""
+    models: tuple[str, ...] = ()
+    """Names to choose from; empty means every model that is not virtual."""
+
+
+class Node(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model entry: exactly one of `target`, `fallback`, `race`, `weighted`, `auto`.
+
+    The facts below override what is known of a `target` (its card).
+    """
+
+    target: str | None = None
+    """A reference: `zoo:tiny-chat`, `file:/models/a.gguf`, `openai/gpt-4o-mini`, a model's name."""
+    fallback: tuple[str | Node, ...] = ()
+    """Targets in order; the next is tried when one fails before its first token."""
+    race: tuple[str | Node, ...] = ()
+    """Targets started together; the first to give a token answers, the others are cancelled."""
+    weighted: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    """Target to weight; a share of the requests goes to each."""
+    auto: Auto | None = None
+    """Choose per request."""
+    sticky: Literal["session", "user", "key"] | None = None
+    """With `weighted`: keep the same target for the same session, user or key."""
+    aliases: tuple[str, ...] = ()
+    """Further names for this entry."""
+    price: Price | None = None
+    """US dollars per million tokens."""
+    context: int | None = None
+    """Context in tokens."""
+    capabilities: Capabilities | None = None
+    """Hard abilities."""
+    scores: dict[str, float] = {}
+    """Share of right answers per task, 0…1."""
+    speed: float | None = None
+    """Decode tokens per second."""
+
+
+class Engine(Struct, frozen=True, forbid_unknown_fields=True):
+    """How local models run."""
+
+    memory: int | None = None
+    """Bytes that all loaded models may take together; default half of what the machine has."""
+    keep_alive: Seconds = 300.0
+    """Seconds an idle model stays loaded; 0 unloads at once. Pinned models stay."""
+    pin: tuple[str, ...] = ()
+    """Models loaded at start and never evicted."""
+    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Requests one model answers at the same time; more wait in its queue."""
+    max_queue: Annotated[int, Meta(ge=0)] = 64
+    """Requests that may wait per model; more get 503 with Retry-After."""
+    queue_timeout: Seconds = 60.0
+    """Seconds a request may wait for a free slot or a loading model."""
+    load_timeout: Seconds = 120.0
+    """Seconds a model may take to load."""
+    threads: int | None = None
+    """Threads per runner; default is chosen from the machine, its quota and its load."""
+    wait_policy: Literal["auto", "spin", "short", "passive"] = "auto"
+    """How idle threads wait: spin, spin for a short while, or sleep at once."""
+    context: int | None = None
+    """Context in tokens per request; default is what the model was trained for."""
+    spare: bool = True
+    """Keep one started, empty runner process ready, so that a load starts at once."""
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """The record of requests."""
+
+    enabled: bool = True
+    """Write one JSON line per request to `records/` in the data folder."""
+    content: bool = False
+    """Also keep prompts and answers. Off: only names, numbers and reasons are kept."""
+    keep_days: Annotated[int, Meta(ge=1)] = 30
+    """Days after which a record file is deleted."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set. No file at all means: serve the zoo and `auto`."""
+
+    server: Server = Server()
+    """The HTTP server."""
+    providers: dict[str, Provider] = {}
+    """Remote accounts by name."""
+    models: dict[str, str | Node] = {}
+    """Models by the name clients use; a plain string is a reference."""
+    zoo: bool = True
+    """Serve the built-in demonstration models."""
+    engine: Engine = Engine()
+    """Local models."""
+    record: Record = Record()
+    """The record of requests."""
+    deadline: Seconds = 600.0
+    """Seconds a request may take in all; a client may ask for less with `x-llmrr-timeout`."""
+    aliases: dict[str, str] = {}
+    """Further names: alias to model name."""

@@ -1,0 +1,410 @@
+"""The values that travel through the product, and the two protocols that answer them.
+
+Knows: requests, messages, deltas, usage, model cards, calls. Does not know: any wire format,
+any transport, any engine. Every value is a frozen `msgspec.Struct`; a surface decodes bytes into
+a `Request` once, a `Target` answers it with `Delta`s, a surface encodes those once.
+
+The one mutable thing is `Trace`, the notebook a request carries along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+from msgspec import Raw, Struct
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter", "error"]
+Modality = Literal["text", "image", "audio"]
+Task = str
+"""A kind of work, for example `arithmetic` or `tool_call`; the keys of `ModelCard.scores`."""
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    """A piece of text inside a message."""
+
+    text: str
+
+
+class ImageURL(Struct, frozen=True):
+    """Where an image is: an `https:` or `data:` URL, and how closely to look at it."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
+    """An image inside a message."""
+
+    image_url: ImageURL
+
+
+class InputAudio(Struct, frozen=True):
+    """Base64 audio and its container format (`wav`, `mp3`)."""
+
+    data: str
+    format: str
+
+
+class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
+    """Sound inside a message."""
+
+    input_audio: InputAudio
+
+
+class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
+    """An earlier refusal of the model, repeated by the client."""
+
+    refusal: str
+
+
+Part = TextPart | ImagePart | AudioPart | RefusalPart
+
+
+class ToolCall(Struct, frozen=True):
+    """A finished tool call. `arguments` is JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str | tuple[Part, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of this turn, its parts joined; images and audio are left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(p.text for p in self.content or () if isinstance(p, TextPart))
+
+
+class Tool(Struct, frozen=True):
+    """A function the model may call. `parameters` is a JSON Schema, kept as it came."""
+
+    name: str
+    description: str | None = None
+    parameters: Raw | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True):
+    """What shape the answer must have. `schema` is a JSON Schema, kept as it came."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    schema: Raw | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+
+class Sampling(Struct, frozen=True):
+    """How to draw the answer. None means the target's own default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int | None = None
+
+
+class RequestWire(Struct, frozen=True):
+    """The request as the client sent it: top-level JSON fields with untouched values.
+
+    A target of the same dialect forwards these bytes and replaces only what it must
+    (`model`, `stream_options`), so fields nobody has modelled survive.
+    """
+
+    dialect: str
+    fields: dict[str, Raw]
+
+
+class Request(Struct, frozen=True):
+    """One question to a model. Chat has `messages`; a raw completion has `prompt`.
+
+    `model` is the name the client used; strategies pass the request on unchanged and each leaf
+    target puts its own model name on the wire.
+    """
+
+    model: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    suffix: str | None = None
+    echo: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str | None = None
+    """`auto`, `none`, `required`, or the name of one function prefixed with `function:`."""
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    sampling: Sampling = Sampling()
+    stream: bool = False
+    include_usage: bool = False
+    user: str | None = None
+    fallbacks: tuple[str, ...] = ()
+    """Model names to try, in order, when `model` cannot answer (request field `fallbacks`)."""
+    extra: dict[str, Raw] = {}
+    """Fields of the client's dialect that have no name here, by field name."""
+    wire: RequestWire | None = None
+
+
+class EmbedRequest(Struct, frozen=True):
+    """Texts (or token-id lists) to embed."""
+
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    user: str | None = None
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Tokens of one answer. Cached and reasoning tokens are parts of the two totals."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class ToolCallDelta(Struct, frozen=True):
+    """A piece of a tool call: `id` and `name` come once, `arguments` in fragments to join."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Price(Struct, frozen=True, gc=False):
+    """US dollars per one million tokens. `cached` None means cached input costs like input."""
+
+    input: float = 0.0
+    output: float = 0.0
+    cached: float | None = None
+
+    def cost(self, usage: Usage) -> float:
+        """US dollars for `usage`."""
+        cached = self.input if self.cached is None else self.cached
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        dollars = fresh * self.input + usage.cached_tokens * cached
+        return (dollars + usage.completion_tokens * self.output) / 1e6
+
+
+class Origin(Struct, frozen=True):
+    """Who answered. A leaf target puts it on its first delta, so a race cannot mix it up."""
+
+    target: str
+    """The target's name as configured, for example `openai/gpt-4o-mini` or `zoo:tiny-math`."""
+    model: str
+    """The model name on the leaf's own wire."""
+    local: bool = False
+    price: Price | None = None
+
+
+class Wire(Struct, frozen=True):
+    """What came from upstream, byte for byte, so that an equal dialect can be relayed untouched.
+
+    `event`: the payload of one SSE event (without `data: `). `body`: a whole response; it stands
+    on the first delta of a non-streamed answer and covers all its deltas.
+    """
+
+    dialect: str
+    form: Literal["event", "body"]
+    data: bytes
+
+
+class Delta(Struct, frozen=True):
+    """A piece of an answer. Every field may be empty; `index` says which of the `n` choices.
+
+    A stream ends cleanly only if every choice had a `finish`; the end of the iterator without
+    one is a broken stream, and the leaf target raises `StreamBroken` instead of ending.
+    """
+
+    index: int = 0
+    role: str | None = None
+    text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    finish: Finish | None = None
+    usage: Usage | None = None
+    logprobs: Raw | None = None
+    timings: Raw | None = None
+    """llama-server's own `timings` object, on the last delta of a local model."""
+    origin: Origin | None = None
+    wire: Wire | None = None
+
+
+class Embeddings(Struct, frozen=True):
+    """One vector per input, in order; all of one length."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+    origin: Origin | None = None
+
+
+# ---------------------------------------------------------------- what is known of a model
+
+
+class Capabilities(Struct, frozen=True, gc=False):
+    """Hard abilities; a request that needs one it lacks is not sent there."""
+
+    tools: bool = False
+    json: bool = False
+    """Can be held to a JSON Schema."""
+    images: bool = False
+    audio: bool = False
+    embeddings: bool = False
+    logprobs: bool = False
+
+
+class ModelCard(Struct, frozen=True):
+    """Facts about one model, for the router and for `show`.
+
+    `context` is in tokens, 0 = unknown (no limit is enforced here). `scores` maps a task to the
+    share of right answers, 0…1. `speed` is decode tokens per second as measured or published.
+    """
+
+    name: str
+    local: bool = False
+    description: str = ""
+    context: int = 0
+    max_output: int = 0
+    parameters: int = 0
+    price: Price | None = None
+    capabilities: Capabilities = Capabilities()
+    scores: dict[Task, float] = {}
+    speed: float | None = None
+    first_token: float | None = None
+    """Typical seconds to the first token."""
+    license: str = ""
+    source: str = ""
+    """Where these facts come from, with a date."""
+
+
+# ---------------------------------------------------------------- the call and its notebook
+
+
+class Candidate(Struct, frozen=True):
+    """One option a router weighed. `rejected` is the hard constraint it failed, if any."""
+
+    name: str
+    score: float = 0.0
+    quality: float | None = None
+    cost: float | None = None
+    """Expected US dollars for this request."""
+    seconds: float | None = None
+    """Expected seconds to the whole answer."""
+    rejected: str | None = None
+
+
+class Decision(Struct, frozen=True):
+    """Which target a strategy chose and why, in words for people and numbers for tests."""
+
+    strategy: str
+    chosen: str
+    reason: str
+    task: Task | None = None
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Attempt(Struct, frozen=True):
+    """One try at one leaf target. Times are seconds since the call started."""
+
+    target: str
+    started: float
+    ended: float
+    outcome: str
+    """`ok`, `cancelled`, or the class name of the error."""
+    message: str = ""
+
+
+class Trace:
+    """What happened to one call: decisions and attempts, appended as they happen."""
+
+    __slots__ = ("attempts", "decisions", "notes")
+
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+        self.attempts: list[Attempt] = []
+        self.notes: dict[str, str] = {}
+        """Short facts for response headers, by name without the `x-llmrr-` prefix."""
+
+
+class Call(Struct, frozen=True):
+    """Everything about a request that is not the question: who, until when, and the notebook.
+
+    `started` and `deadline` are instants of the clock given to the app (monotonic seconds).
+    """
+
+    id: str
+    started: float
+    deadline: float | None = None
+    caller: str | None = None
+    """Name of the key that was used, never the key."""
+    session: str | None = None
+    """What stickiness hangs on: a session header, else the user field."""
+    traceparent: str | None = None
+    trace: Trace = msgspec.field(default_factory=Trace)
+
+
+# ---------------------------------------------------------------- the protocols
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Anything that can answer a Request: a local engine, a remote provider, a strategy, a policy.
+
+    Entering `open()` starts the work and leaving it stops the work, however it is left. Errors
+    are `errors.RunnerError`s, raised on entering or while iterating.
+    """
+
+    @property
+    def name(self) -> str:
+        """The target's name, unique in an app."""
+        ...
+
+    def open(
+        self, request: Request, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+        """Start answering `request`; the manager gives the deltas."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Anything that turns texts into vectors."""
+
+    @property
+    def name(self) -> str:
+        """The embedder's name, unique in an app."""
+        ...
+
+    async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
+        """Embed every input of `request`."""
+        ...
