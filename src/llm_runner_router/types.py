@@ -159,6 +159,8 @@ class Request(Struct, frozen=True):
     user: str | None = None
     fallbacks: tuple[str, ...] = ()
     """Model names to try, in order, when `model` cannot answer (request field `fallbacks`)."""
+    cache: bool = False
+    """An equal earlier answer may be given again, and this one kept for that."""
     extra: dict[str, Raw] = {}
     """Fields of the client's dialect that have no name here, by field name."""
     wire: RequestWire | None = None
