@@ -1,0 +1,140 @@
+"""All that a surface sees of the product: the `Gateway`, its `Admin`, and `Reply`.
+
+Knows: names, targets, model cards and calls, as protocols that `app.App` satisfies.
+Does not know: how targets are built, any transport, any wire format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Raw
+
+from llm_runner_router.types import (
+    Call,
+    Decision,
+    Embedder,
+    ModelCard,
+    Origin,
+    Request,
+    Target,
+    Trace,
+    Usage,
+)
+
+
+class Admin(Protocol):
+    """What an operator may ask. Everything returned can be encoded as JSON by `msgspec`."""
+
+    def ps(self) -> Any:
+        """The loaded models: memory, threads, queue, speed."""
+        ...
+
+    def status(self) -> Any:
+        """Version, uptime, counts, the state of the record."""
+        ...
+
+    def records(self, limit: int) -> Sequence[Any]:
+        """The newest request records, newest first, at most `limit`."""
+        ...
+
+    def explain(self, request: Request) -> Decision | None:
+        """What would answer `request` and why, without asking anyone. None: nothing to choose.
+
+        Raises:
+            UnknownModel: no model of that name.
+        """
+        ...
+
+    async def load(self, name: str) -> Any:
+        """Load a local model and wait for it.
+
+        Raises:
+            UnknownModel, ModelFileError, LoadFailed
+        """
+        ...
+
+    async def stop(self, name: str) -> Any:
+        """Unload a local model.
+
+        Raises:
+            UnknownModel: no model of that name.
+        """
+        ...
+
+
+class Gateway(Protocol):
+    """The product as a surface sees it."""
+
+    @property
+    def admin(self) -> Admin:
+        """The operator's side."""
+        ...
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> str:
+        """The name of the key in `headers` (names lower-case, values raw).
+
+        Raises:
+            Unauthenticated: no key, or a wrong one.
+        """
+        ...
+
+    def target(self, model: str) -> Target:
+        """What answers for `model`.
+
+        Raises:
+            UnknownModel: with the nearest names.
+        """
+        ...
+
+    def embedder(self, model: str) -> Embedder:
+        """What embeds for `model`.
+
+        Raises:
+            UnknownModel, Unsupported
+        """
+        ...
+
+    def cards(self) -> Sequence[ModelCard]:
+        """A card for every served name, virtual ones too."""
+        ...
+
+    def start_call(
+        self,
+        *,
+        id: str | None = None,
+        caller: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Call:
+        """A `Call` that starts now; `timeout` is what the client asked for, in seconds."""
+        ...
+
+
+class Reply:
+    """The head of one answer, filled in while it is encoded.
+
+    `id` and `created` (Unix seconds) stay the same through a stream. `encode` notes what passes
+    by, so that the transport can say it in headers and nobody parses twice.
+    """
+
+    __slots__ = ("created", "id", "origin", "timings", "trace", "usage")
+
+    def __init__(self, id: str, created: int, trace: Trace | None = None) -> None:
+        self.id = id
+        self.created = created
+        self.trace = trace or Trace()
+        self.origin: Origin | None = None
+        self.usage: Usage | None = None
+        self.timings: Raw | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars; 0 for an unpriced local model, None while it is not known."""
+        if self.origin is None or self.usage is None:
+            return None
+        if self.origin.price is not None:
+            return self.origin.price.cost(self.usage)
+        return 0.0 if self.origin.local else None
