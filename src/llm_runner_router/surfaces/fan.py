@@ -1,0 +1,99 @@
+"""Several prompts in one request, as legacy completions allow: one target, many requests.
+
+Knows: how to answer requests side by side and tell their choices apart by index. Does not know
+any wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from llm_runner_router.types import Call, Delta, Request, Target, Usage
+
+WIDTH = 16
+"""Requests of one fan that are in work at the same time."""
+
+
+@asynccontextmanager
+async def fan(
+    target: Target, requests: Sequence[Request], call: Call
+) -> AsyncIterator[AsyncIterator[Delta]]:
+    """Answer `requests` side by side; choice `i` of request `k` gets index `k * n + i`.
+
+    The usages are added up and come once, at the end. The first failure fails the whole; leaving
+    stops everything.
+    """
+    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=WIDTH)
+    turns = asyncio.Semaphore(WIDTH)
+    usages: list[Usage] = []
+
+    async def answer(base: int, request: Request) -> None:
+        try:
+            async with turns, target.open(request, call) as deltas:
+                async for delta in deltas:
+                    if delta.usage is not None:
+                        usages.append(delta.usage)
+                    await queue.put(_moved(delta, base))
+        except Exception as exc:  # handed to the reader, who raises it
+            await queue.put(exc)
+        else:
+            await queue.put(None)
+
+    tasks = [
+        asyncio.create_task(answer(k * request.sampling.n, request))
+        for k, request in enumerate(requests)
+    ]
+    try:
+        yield _Merged(queue, len(tasks), usages)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _moved(delta: Delta, base: int) -> Delta:
+    return msgspec.structs.replace(delta, index=delta.index + base, usage=None, wire=None)
+
+
+class _Merged:
+    """The deltas of all, as they come, and their usage at the end."""
+
+    def __init__(
+        self,
+        queue: asyncio.Queue[Delta | BaseException | None],
+        running: int,
+        usages: list[Usage],
+    ) -> None:
+        self._queue = queue
+        self._running = running
+        self._usages = usages
+        self._told = False
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while self._running:
+            item = await self._queue.get()
+            if isinstance(item, Delta):
+                return item
+            if item is not None:
+                raise item
+            self._running -= 1
+        if self._told or not self._usages:
+            raise StopAsyncIteration
+        self._told = True
+        return Delta(usage=_sum(self._usages))
+
+
+def _sum(usages: list[Usage]) -> Usage:
+    return Usage(
+        sum(u.prompt_tokens for u in usages),
+        sum(u.completion_tokens for u in usages),
+        sum(u.cached_tokens for u in usages),
+        sum(u.reasoning_tokens for u in usages),
+    )

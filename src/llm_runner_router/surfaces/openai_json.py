@@ -1,0 +1,416 @@
+"""What OpenAI's formats share: errors, JSON with paths, sampling fields, usage, relayed events.
+
+Knows: the JSON of OpenAI's API that chat and completions have in common. Does not know: sockets,
+routes, or what either of them looks like on its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from math import isfinite
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from llm_runner_router.deltas import Answer, Collector
+from llm_runner_router.errors import BadRequest, RunnerError, StreamBroken
+from llm_runner_router.types import Delta, Request, RequestWire, Sampling, Usage
+
+from .base import Reply
+
+DONE = b"data: [DONE]\n\n"
+MAX_STOPS = 16
+"""OpenAI takes 4 stop strings; local engines take more and agents use them."""
+MAX_CHOICES = 16
+MAX_FALLBACKS = 8
+
+_GATEWAY_FIELDS = ("fallbacks", "cache")
+"""Fields that are ours: they never go upstream."""
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("n", 1, MAX_CHOICES),
+    ("seed", -(2**63), 2**63 - 1),
+)
+
+T = TypeVar("T")
+
+_raw_fields = msgspec.json.Decoder(dict[str, Raw])
+_encode = msgspec.json.Encoder().encode
+
+
+# ---------------------------------------------------------------- errors
+
+
+class _ErrorBody(Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _Error(Struct, frozen=True):
+    error: _ErrorBody
+
+
+def error(exc: RunnerError) -> bytes:
+    """`{"error": {message, type, param, code}}`; the hint is part of the message."""
+    return _encode(_Error(_ErrorBody(str(exc), exc.type, exc.param, exc.code)))
+
+
+def stream_error(exc: RunnerError) -> bytes:
+    """The error as an event; nothing follows it, in particular no `[DONE]`."""
+    return b"data: " + error(exc) + b"\n\n"
+
+
+# ---------------------------------------------------------------- reading
+
+
+class StreamOptions(Struct, frozen=True):
+    """`stream_options` of a request."""
+
+    include_usage: bool | None = None
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """The fields that chat and completions share, as OpenAI types them."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int | None = None
+    user: str | None = None
+    fallbacks: list[str] | None = None
+    cache: bool | dict[str, Any] | None = None
+    """LiteLLM's clients may send an object here; only `true` turns the cache on."""
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
+
+
+def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode `body`, or say what is wrong with it and where.
+
+    Raises:
+        BadRequest: malformed JSON (with the position), or a value of the wrong type; `param` is
+            the path of the field, for example `messages[0].role`.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as exc:
+        raise _wrong_type(str(exc)) from exc
+    except msgspec.DecodeError as exc:
+        raise BadRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
+    except UnicodeDecodeError as exc:
+        raise BadRequest(f"the body is not UTF-8: {exc.reason}", code="invalid_json") from exc
+    except RecursionError as exc:
+        raise BadRequest("the body is nested too deeply", code="invalid_json") from exc
+
+
+def _wrong_type(text: str) -> BadRequest:
+    match = _PATH.match(text)
+    what, path = (match["what"], match["path"]) if match else (text, None)
+    param = (path or "").removeprefix("$").removeprefix(".")
+    missing = _MISSING.search(what)
+    if missing:
+        param = f"{param}.{missing['field']}" if param else missing["field"]
+        return BadRequest(f"{param!r} is missing", param=param, code="missing_required_parameter")
+    where = f"{param!r}: " if param else "the body: "
+    return BadRequest(where + what[:1].lower() + what[1:], param=param or None, code="invalid_type")
+
+
+def raw_fields(body: bytes) -> dict[str, Raw]:
+    """The top-level fields of `body`, untouched, without those that are the gateway's own."""
+    fields = parse(_raw_fields, body)
+    for name in _GATEWAY_FIELDS:
+        fields.pop(name, None)
+    return fields
+
+
+def wire(dialect: str, fields: dict[str, Raw]) -> RequestWire:
+    """`fields` as they came, for a target of the same dialect."""
+    return RequestWire(dialect, fields)
+
+
+def extra(fields: dict[str, Raw], known: frozenset[str]) -> dict[str, Raw]:
+    """The fields that have no name in `Request`."""
+    return {name: value for name, value in fields.items() if name not in known}
+
+
+def sampling(asked: Asked, max_tokens: int | None, logprobs: bool, top: int | None) -> Sampling:
+    """The checked sampling settings.
+
+    Raises:
+        BadRequest: a value out of range; `param` names it.
+    """
+    for name, low, high in _RANGES:
+        value = getattr(asked, name)
+        if value is not None and not (low <= value <= high and isfinite(value)):
+            raise BadRequest(
+                f"{name!r} must be between {low} and {high}, not {value}",
+                param=name,
+                code="invalid_value",
+            )
+    return Sampling(
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        max_tokens=max_tokens,
+        stop=stops(asked.stop),
+        seed=asked.seed,
+        presence_penalty=asked.presence_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        n=1 if asked.n is None else asked.n,
+        logprobs=logprobs,
+        top_logprobs=top,
+    )
+
+
+def stops(value: str | list[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple; at most `MAX_STOPS`, none of them empty."""
+    if value is None:
+        return ()
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if len(found) > MAX_STOPS:
+        raise BadRequest(f"'stop' has {len(found)} strings; at most {MAX_STOPS}", param="stop")
+    for i, text in enumerate(found):
+        if not text:
+            param = "stop" if isinstance(value, str) else f"stop[{i}]"
+            raise BadRequest(f"{param!r} is empty", param=param, code="invalid_value")
+    return found
+
+
+def fallbacks(asked: Asked) -> tuple[str, ...]:
+    """The models to try after the one asked for."""
+    names = tuple(asked.fallbacks or ())
+    if len(names) > MAX_FALLBACKS or not all(names):
+        raise BadRequest(f"'fallbacks' takes up to {MAX_FALLBACKS} model names", param="fallbacks")
+    return names
+
+
+def check_model(model: str) -> None:
+    """An empty model name is a mistake of the client, not an unknown model."""
+    if not model:
+        raise BadRequest("'model' is empty", param="model", code="missing_required_parameter")
+
+
+def limit(name: str, value: int | None, low: int) -> None:
+    """`value`, if given, is a sensible number of tokens."""
+    if value is not None and not low <= value < 2**31:
+        raise BadRequest(f"{name!r} must be at least {low}, not {value}", param=name)
+
+
+# ---------------------------------------------------------------- writing
+
+
+class PromptDetails(Struct, frozen=True):
+    """Part of `usage`."""
+
+    cached_tokens: int
+
+
+class CompletionDetails(Struct, frozen=True):
+    """Part of `usage`."""
+
+    reasoning_tokens: int
+
+
+class UsageBody(Struct, frozen=True):
+    """`usage` of an answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+def usage_body(usage: Usage) -> UsageBody:
+    """`usage` in OpenAI's shape."""
+    return UsageBody(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        PromptDetails(usage.cached_tokens),
+        CompletionDetails(usage.reasoning_tokens),
+    )
+
+
+class UsageChunk(Struct, frozen=True):
+    """The one chunk that has no choices."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: tuple[()]
+    usage: UsageBody
+
+
+def frame(value: Struct) -> bytes:
+    """One SSE event."""
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+def body(value: Struct) -> bytes:
+    """One JSON document."""
+    return _encode(value)
+
+
+def note(reply: Reply, delta: Delta) -> None:
+    """Keep what the head of an answer wants to know of its deltas."""
+    if delta.origin is not None:
+        reply.origin = delta.origin
+    if delta.usage is not None:
+        reply.usage = delta.usage
+    if delta.timings is not None:
+        reply.timings = delta.timings
+
+
+def model_name(request: Request, reply: Reply) -> str:
+    """Who answered, as far as it is known."""
+    return reply.origin.model if reply.origin is not None else request.model
+
+
+def relayed(delta: Delta, dialect: str) -> bool:
+    """Whether the stream that starts with `delta` can be passed on event by event."""
+    wire = delta.wire
+    return wire is not None and wire.form == "event" and wire.dialect == dialect
+
+
+class _Probe(Struct, frozen=True):
+    choices: list[Raw] | UnsetType = UNSET
+
+
+_probe = msgspec.json.Decoder(_Probe)
+
+
+def without_choices(data: bytes) -> bool:
+    """Whether an event is a chunk whose `choices` is empty or absent."""
+    try:
+        found = _probe.decode(data).choices
+    except msgspec.DecodeError:
+        return False
+    return found is UNSET or not found
+
+
+class Relay:
+    """Passes upstream's events on untouched, with exactly the usage chunk the client asked for.
+
+    Chunks without choices break clients that did not ask for usage (and Azure sends such a chunk
+    first), so they are dropped; the last one with usage comes at the end for those who asked.
+    A delta without `wire` belongs to the event before it.
+    """
+
+    def __init__(self, request: Request, reply: Reply, object: str) -> None:
+        self._request = request
+        self._reply = reply
+        self._object = object
+        self._finished = False
+        self._last: bytes | None = None
+
+    def add(self, delta: Delta) -> bytes:
+        """The bytes to send for `delta`; may be empty."""
+        if delta.finish is not None:
+            self._finished = True
+        if delta.wire is None:
+            return b""
+        data = delta.wire.data
+        # A chunk with text has choices; only the others are worth a look inside.
+        if not delta.text and not delta.tool_calls and without_choices(data):
+            if delta.usage is not None:
+                self._last = data
+            return b""
+        return event(data)
+
+    def end(self) -> bytes:
+        """The end of the stream.
+
+        Raises:
+            StreamBroken: no choice had a `finish`.
+        """
+        check_finished(self._finished)
+        if not self._request.include_usage:
+            return DONE
+        if self._last is not None:
+            return event(self._last) + DONE
+        if self._reply.usage is not None:
+            return usage_frame(self._request, self._reply, self._object) + DONE
+        return DONE
+
+
+class Writer(Protocol):
+    """Turns deltas into the events of one stream."""
+
+    def add(self, delta: Delta) -> bytes:
+        """The bytes to send for `delta`; may be empty."""
+        ...
+
+    def end(self) -> bytes:
+        """The bytes that close the stream cleanly, or `StreamBroken`."""
+        ...
+
+
+async def events(
+    deltas: AsyncIterator[Delta], reply: Reply, choose: Callable[[Delta], Writer]
+) -> AsyncIterator[bytes]:
+    """Encode a stream with the writer that `choose` picks by the first delta."""
+    writer: Writer | None = None
+    async for delta in deltas:
+        note(reply, delta)
+        if writer is None:
+            writer = choose(delta)
+        data = writer.add(delta)
+        if data:
+            yield data
+    if writer is None:
+        raise StreamBroken("the stream ended before the first delta")
+    yield writer.end()
+
+
+async def answer_of(deltas: AsyncIterator[Delta], reply: Reply) -> Answer:
+    """Read a whole answer, noting what the head wants to know.
+
+    Raises:
+        StreamBroken: a choice has no `finish`.
+        RunnerError: whatever the deltas raise.
+    """
+    collector = Collector()
+    async for delta in deltas:
+        note(reply, delta)
+        collector.add(delta)
+    answer = collector.answer()
+    check_finished(any(choice.finish for choice in answer.choices))
+    return answer
+
+
+def event(data: bytes) -> bytes:
+    """One SSE event from its payload, which may have several lines."""
+    if b"\n" in data:
+        data = data.replace(b"\n", b"\ndata: ")
+    return b"data: " + data + b"\n\n"
+
+
+def usage_frame(request: Request, reply: Reply, object: str) -> bytes:
+    """The last chunk for a client that asked for usage; `reply.usage` is known."""
+    usage = usage_body(reply.usage or Usage())
+    name = model_name(request, reply)
+    return frame(UsageChunk(reply.id, object, reply.created, name, (), usage))
+
+
+def check_finished(finished: bool) -> None:
+    """A stream without a `finish` did not end, it broke; `[DONE]` would be a lie."""
+    if not finished:
+        raise StreamBroken("the stream ended without a finish reason")
