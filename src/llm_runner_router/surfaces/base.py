@@ -132,9 +132,5 @@ class Reply:
 
     @property
     def cost(self) -> float | None:
-        """US dollars; 0 for an unpriced local model, None while it is not known."""
-        if self.origin is None or self.usage is None:
-            return None
-        if self.origin.price is not None:
-            return self.origin.price.cost(self.usage)
-        return 0.0 if self.origin.local else None
+        """US dollars, if it is known; see `Origin.cost`."""
+        return None if self.origin is None else self.origin.cost(self.usage)

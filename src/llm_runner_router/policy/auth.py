@@ -1,0 +1,156 @@
+"""Who may ask: the key, where it is kept, and how a request shows it.
+
+Knows: the key file, `LLMRR_API_KEY`, and the three headers clients send a key in. Does not know:
+routes, paths or the Host header, which no decision about access may rest on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from llm_runner_router.config import Secret
+from llm_runner_router.errors import ConfigError, Unauthenticated
+
+PREFIX = "llmrr-"
+VARIABLE = "LLMRR_API_KEY"
+FILE = "key"
+MIN_LENGTH = 8
+"""Shorter keys can be guessed over a network."""
+MAX_LENGTH = 512
+
+
+class Key:
+    """One key and its name. Only a digest is compared; the value is for whoever must show it."""
+
+    __slots__ = ("_digest", "name", "secret", "source")
+
+    def __init__(self, value: str, *, name: str, source: str) -> None:
+        self.secret = Secret(value)
+        self.name = name
+        self.source = source
+        """Where it came from, for people: a variable or a path."""
+        self._digest = hashlib.sha256(value.encode()).digest()
+
+    def matches(self, shown: bytes) -> bool:
+        """Whether `shown` is this key, in time that does not depend on how much of it is right."""
+        return hmac.compare_digest(hashlib.sha256(shown).digest(), self._digest)
+
+
+class Keys:
+    """The keys that are let in."""
+
+    def __init__(self, *keys: Key) -> None:
+        self._keys = keys
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> str:
+        """The name of the key in `headers` (lower-case names, raw values).
+
+        Raises:
+            Unauthenticated: no key, or none of those shown is right.
+        """
+        shown = _shown(headers)
+        for value in shown:
+            for key in self._keys:
+                if key.matches(value):
+                    return key.name
+        if not shown:
+            raise Unauthenticated(
+                "no API key was sent",
+                hint="send `Authorization: Bearer …`; `llmrr serve` says where the key is",
+                code="missing_api_key",
+            )
+        raise Unauthenticated(
+            "the API key is not right",
+            hint=f"it is in the file `{FILE}` of the data folder, or in `{VARIABLE}`",
+        )
+
+
+def _shown(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    shown = []
+    bearer = headers.get(b"authorization")
+    if bearer is not None and bearer[:7].lower() == b"bearer ":
+        shown.append(bearer[7:].strip())
+    for name in (b"x-api-key", b"api-key"):
+        value = headers.get(name)
+        if value is not None:
+            shown.append(value.strip())
+    return [value for value in shown if 0 < len(value) <= MAX_LENGTH]
+
+
+def find_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
+    """The key of this installation, or None if there is none yet.
+
+    Raises:
+        ConfigError: the key is too short, or its file cannot be read or is open to others.
+    """
+    value = environ.get(VARIABLE, "").strip()
+    if value:
+        return _checked(value, name="env", source=f"the variable {VARIABLE}")
+    path = home / FILE
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_LENGTH + 2)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ConfigError(f"cannot read the key file {path}: {exc.strerror}") from exc
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigError(
+            f"the key file {path} is open to other users (mode {mode:04o})",
+            hint=f"chmod 600 {path}; if others may have read it, delete it for a new key",
+        )
+    try:
+        return _checked(data.decode("ascii").strip(), name="local", source=str(path))
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the key file {path} does not hold a key") from exc
+
+
+def ensure_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key:
+    """The key of this installation; made on first use.
+
+    The file appears complete or not at all, and the first of two processes wins.
+
+    Raises:
+        ConfigError: as `find_key`, or the file cannot be written.
+    """
+    key = find_key(home, environ)
+    if key is not None:
+        return key
+    path = home / FILE
+    draft = home / f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(PREFIX + secrets.token_urlsafe(24) + "\n")
+        try:
+            os.link(draft, path)  # fails if the other process was first; rename would replace
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot write the key file {path}: {exc.strerror}",
+            hint=f"set {VARIABLE}, or LLMRR_HOME to a folder you can write to",
+        ) from exc
+    made = find_key(home, environ)
+    if made is None:
+        raise ConfigError(f"the key file {path} vanished while it was made")
+    return made
+
+
+def _checked(value: str, *, name: str, source: str) -> Key:
+    if not MIN_LENGTH <= len(value) <= MAX_LENGTH or not value.isascii() or " " in value:
+        raise ConfigError(
+            f"the key in {source} is not usable: {MIN_LENGTH} to {MAX_LENGTH} ASCII characters "
+            "without spaces are needed"
+        )
+    return Key(value, name=name, source=source)

@@ -1,0 +1,299 @@
+"""One HTTP request and its response, over ASGI: headers in, body in, head and body out.
+
+Knows: ASGI messages, limits on what a client may send, the headers an answer carries. Does not
+know: routes, formats (an error's body is made by the codec of the route), who answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from llm_runner_router.errors import BadRequest, RunnerError, TooLarge
+from llm_runner_router.types import Trace
+
+from .base import Reply
+from .problems import BodyTimeout, HeadersTooLarge, MethodNotAllowed, UnsupportedMedia
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_VALUE = 512
+"""Bytes of one of our own response headers."""
+DISCARD_SECONDS = 2.0
+"""How long the rest of a body that is too large is read, so that the client sees our answer."""
+LONGEST_TIMEOUT = 86_400.0
+
+_ID = re.compile(rb"[A-Za-z0-9_.:\-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]+")
+
+
+class ClientGone(Exception):
+    """The client left before its request was complete; there is nobody to answer."""
+
+
+class Exchange:
+    """A request that is being answered."""
+
+    __slots__ = ("_done", "_receive", "_send", "gone", "headers", "id", "path", "scope", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        shown = self.headers.get(b"x-request-id", b"")
+        self.id = shown.decode() if _ID.fullmatch(shown) else f"req-{secrets.token_hex(12)}"
+        self.started = False
+        """The response's head is out."""
+        self.gone = False
+        self._done = False
+        self._receive = receive
+        self._send = send
+
+    # ------------------------------------------------------------ what the client says
+
+    def check_headers(self) -> None:
+        """Refuse absurd amounts of headers.
+
+        Raises:
+            HeadersTooLarge
+        """
+        raw = self.scope["headers"]
+        if len(raw) > MAX_HEADERS:
+            raise HeadersTooLarge(f"{len(raw)} request headers; at most {MAX_HEADERS}")
+        if sum(len(name) + len(value) for name, value in raw) > MAX_HEADER_BYTES:
+            raise HeadersTooLarge(f"the request headers are over {MAX_HEADER_BYTES} bytes")
+
+    def text(self, name: bytes) -> str | None:
+        """A header's value, if it is there and plain text."""
+        value = self.headers.get(name)
+        if value is None or not value.isascii():
+            return None
+        return value.decode().strip()[:MAX_HEADER_VALUE] or None
+
+    def timeout(self) -> float | None:
+        """Seconds from `x-llmrr-timeout`.
+
+        Raises:
+            BadRequest: not a positive number.
+        """
+        value = self.text(b"x-llmrr-timeout")
+        if value is None:
+            return None
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= LONGEST_TIMEOUT:
+            raise BadRequest(
+                f"the header `x-llmrr-timeout` must be seconds above 0, not {value!r}",
+                param="x-llmrr-timeout",
+            )
+        return seconds
+
+    def traceparent(self) -> str | None:
+        """The W3C trace context, if it is well formed."""
+        value = self.headers.get(b"traceparent", b"")
+        return value.decode() if _TRACEPARENT.fullmatch(value) else None
+
+    async def body(self, limit: int, seconds: float) -> bytes:
+        """The whole request body.
+
+        Raises:
+            TooLarge: over `limit` bytes, announced or sent.
+            BodyTimeout: not complete within `seconds`.
+            UnsupportedMedia: compressed.
+            ClientGone
+        """
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding not in (b"identity", b""):
+            raise UnsupportedMedia("compressed request bodies are not read", hint="send it plain")
+        announced = self.headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced[:20]) > limit:
+            await self._too_large(limit)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._read(limit)
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
+
+    async def _read(self, limit: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            data = message.get("body", b"")
+            size += len(data)
+            if size > limit:
+                parts.clear()
+                await self._too_large(limit)
+            if not message.get("more_body", False):
+                return b"".join((*parts, data)) if parts else data
+            parts.append(data)
+
+    async def _too_large(self, limit: int) -> None:
+        """Let the client finish for a moment, or it would see a reset instead of the answer."""
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                if b"expect" not in self.headers:
+                    while (await self._receive()).get("more_body", False):
+                        pass
+        except TimeoutError:
+            pass
+        raise TooLarge(
+            f"the body is over {limit} bytes", hint="raise `server.max_body` in the configuration"
+        )
+
+    # ------------------------------------------------------------ how long the client stays
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Cancel the work inside when the client leaves; call it after the body is read.
+
+        Raises:
+            ClientGone: in place of the cancellation.
+        """
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        watcher = asyncio.create_task(self._watch(task))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.gone:
+                raise
+            task.uncancel()
+            raise ClientGone from None
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, task: asyncio.Task[Any]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        # The server also says `disconnect` after a complete response.
+        if not self._done:
+            self.leave(task)
+
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """Give up on the client: it has left, or takes nothing any more."""
+        if not self.gone:
+            self.gone = True
+            task.cancel()
+
+    # ------------------------------------------------------------ what the client gets
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the head."""
+        self.started = True
+        headers.append((b"x-request-id", self.id.encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the body and wait while the client is behind."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece."""
+        self._done = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def json(self, status: int, data: bytes, headers: Headers | None = None) -> None:
+        """Send a complete JSON response."""
+        head = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+            *(headers or ()),
+        ]
+        await self.start(status, head)
+        await self.end(data)
+
+    async def fail(
+        self, exc: RunnerError, write: Callable[[RunnerError], bytes], trace: Trace | None = None
+    ) -> None:
+        """Send an error before anything else was sent."""
+        await self.json(exc.status, write(exc), error_headers(exc, trace))
+
+
+def error_headers(exc: RunnerError, trace: Trace | None) -> Headers:
+    """What an error says beside its body."""
+    headers: Headers = []
+    if exc.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, math.ceil(exc.retry_after))).encode()))
+    if exc.target:
+        headers.append((b"x-llmrr-target", printable(exc.target)))
+    if isinstance(exc, MethodNotAllowed):
+        headers.append((b"allow", exc.allow.encode()))
+    if exc.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if exc.status in (408, 413, 431):
+        headers.append((b"connection", b"close"))
+    if trace is not None and trace.attempts:
+        headers.append((b"x-llmrr-attempts", str(len(trace.attempts)).encode()))
+    return headers
+
+
+def printable(text: str) -> bytes:
+    """`text` as a header value: printable ASCII, one line, bounded."""
+    if not text.isascii() or not text.isprintable():
+        text = _NOT_PRINTABLE.sub("?", text)
+    return text[:MAX_HEADER_VALUE].strip().encode("ascii")
+
+
+def answer_headers(reply: Reply) -> Headers:
+    """Who answers and why, as far as it is known when the head goes out."""
+    trace = reply.trace
+    headers: Headers = []
+    if reply.origin is not None:
+        headers.append((b"x-llmrr-model", printable(reply.origin.model)))
+        headers.append((b"x-llmrr-target", printable(reply.origin.target)))
+    if trace.decisions:
+        last = trace.decisions[-1]
+        headers.append((b"x-llmrr-strategy", printable(last.strategy)))
+        headers.append((b"x-llmrr-reason", printable(last.reason)))
+        task = next((d.task for d in trace.decisions if d.task), None)
+        if task:
+            headers.append((b"x-llmrr-task", printable(task)))
+    failed = sum(attempt.outcome != "ok" for attempt in trace.attempts)
+    headers.append((b"x-llmrr-attempts", str(failed + 1).encode()))
+    for name, note in trace.notes.items():
+        headers.append((b"x-llmrr-" + _name(name), printable(note)))
+    return headers
+
+
+def _name(name: str) -> bytes:
+    return re.sub(rb"[^a-z0-9-]+", b"-", name.lower().encode("ascii", "replace"))
+
+
+def figures(reply: Reply, seconds: float) -> Headers:
+    """What is known only when the whole answer is there. `seconds` is how long it took."""
+    headers: Headers = []
+    cost = reply.cost
+    if cost is not None:
+        headers.append((b"x-llmrr-cost", f"{cost:.9f}".rstrip("0").rstrip(".").encode()))
+    if reply.usage is not None and reply.usage.completion_tokens and seconds > 0:
+        speed = reply.usage.completion_tokens / seconds
+        headers.append((b"x-llmrr-tokens-per-second", f"{speed:.1f}".encode()))
+    return headers
+
+
+def now() -> int:
+    """Unix seconds, as OpenAI's `created` wants them."""
+    return int(time.time())
+
+
+def names(values: Iterable[str]) -> tuple[str, ...]:
+    """The non-empty parts of a comma list."""
+    return tuple(value for value in (v.strip() for v in values) if value)

@@ -1,0 +1,304 @@
+"""The HTTP side as one plain ASGI 3 application: the only place that routes.
+
+Knows: paths, methods, the order of checks (who, then what, then how much), when a client leaves.
+Does not know: formats (codecs), sockets (`server.py`), how targets are built (`app.py`).
+
+The order for every request but `/healthz`: key, route, room, body, decode, answer. The path comes
+from the request line alone; the Host header decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from llm_runner_router.config import Server
+from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError
+from llm_runner_router.types import Call, Delta, ModelCard, Request
+
+from . import openai_chat, openai_completions, openai_embeddings, openai_json, openai_models, sse
+from .admin import AdminRoutes
+from .base import Gateway, Reply
+from .exchange import (
+    ClientGone,
+    Exchange,
+    Receive,
+    Scope,
+    Send,
+    answer_headers,
+    figures,
+    names,
+    now,
+)
+from .fan import fan
+from .problems import MethodNotAllowed, UnsupportedMedia
+
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Exchange, str], Awaitable[None]]
+"""Answers an exchange; the second argument is the name of the caller."""
+
+
+class Codec(Protocol):
+    """A module that encodes the answers of a route."""
+
+    def encode(
+        self, deltas: AsyncIterator[Delta], request: Request, reply: Reply
+    ) -> AsyncIterator[bytes]:
+        """See `openai_chat.encode`."""
+        ...
+
+    def error(self, exc: RunnerError) -> bytes:
+        """A JSON body."""
+        ...
+
+    def stream_error(self, exc: RunnerError) -> bytes:
+        """An event inside a stream."""
+        ...
+
+
+class HttpApp:
+    """The ASGI application.
+
+    Args:
+        gateway: what answers.
+        settings: limits.
+        shutdown: called when an operator asks the server to stop; None refuses that.
+        body_seconds: how long a body may take to arrive.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: Server,
+        *,
+        shutdown: Callable[[], None] | None = None,
+        body_seconds: float = BODY_SECONDS,
+    ) -> None:
+        self.gateway = gateway
+        self.settings = settings
+        self.body_seconds = body_seconds
+        self._created = now()
+        self._busy = 0
+        self._admin = AdminRoutes(gateway, self.body, shutdown)
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/chat/completions": {"POST": self._chat},
+            "/completions": {"POST": self._completions},
+            "/embeddings": {"POST": self._embeddings},
+            "/models": {"GET": self._models},
+            "/livez": {"GET": _alive},
+            "/readyz": {"GET": _alive},
+            **self._admin.table,
+        }
+
+    @property
+    def busy(self) -> int:
+        """Requests in work."""
+        return self._busy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
+        exchange = Exchange(scope, receive, send)
+        try:
+            if scope["path"] == "/healthz":
+                await self._health(exchange)
+                return
+            caller = self.gateway.authenticate(exchange.headers)
+            exchange.check_headers()
+            await self._route(exchange)(exchange, caller)
+        except ClientGone:
+            pass
+        except RunnerError as exc:
+            await exchange.fail(exc, openai_json.error)
+        except Exception as exc:  # the last border: a bug must not close the connection unsaid
+            if exchange.started:
+                raise
+            await exchange.fail(_told(exc), openai_json.error)
+
+    # ------------------------------------------------------------ routing
+
+    def _route(self, exchange: Exchange) -> Handler:
+        path = exchange.path
+        if path.startswith("/v1/"):
+            path = path[3:]
+        if len(path) > 1 and path.endswith("/"):
+            path = path.rstrip("/")
+        methods = self._routes.get(path)
+        if methods is None and path.startswith("/models/"):
+            methods = {"GET": self._model}
+        if methods is None:
+            raise self._no_route(path)
+        method: str = exchange.scope["method"]
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            raise MethodNotAllowed(
+                f"`{path[:200]}` takes {allowed}, not {method[:20]}", allow=allowed
+            )
+        return handler
+
+    def _no_route(self, path: str) -> NotFound:
+        from difflib import get_close_matches  # only mistakes pay for the import
+
+        near = get_close_matches(path[:100], list(self._routes), n=1, cutoff=0.4)
+        hint = f"did you mean `/v1{near[0]}`?" if near else "the API is under `/v1`"
+        if near and near[0].startswith("/llmrr"):
+            hint = f"did you mean `{near[0]}`?"
+        return NotFound(f"there is no route `{path[:200]}`", hint=hint, code="unknown_route")
+
+    async def body(self, exchange: Exchange) -> bytes:
+        """The body of a request, within the limits."""
+        return await exchange.body(self.settings.max_body, self.body_seconds)
+
+    # ------------------------------------------------------------ routes
+
+    async def _health(self, exchange: Exchange) -> None:
+        if exchange.scope["method"] not in ("GET", "HEAD"):
+            raise MethodNotAllowed("`/healthz` takes GET", allow="GET")
+        await _alive(exchange, "")
+
+    async def _chat(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            body = await self.body(exchange)
+            request = _readable(exchange, openai_chat.decode, body)
+            await self._answer(exchange, caller, openai_chat, (request,), "chatcmpl-")
+
+    async def _completions(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            body = await self.body(exchange)
+            requests = _readable(exchange, openai_completions.decode_all, body)
+            await self._answer(exchange, caller, openai_completions, requests, "cmpl-")
+
+    async def _embeddings(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            body = await self.body(exchange)
+            asked = _readable(exchange, openai_embeddings.decode, body)
+            embedder = self.gateway.embedder(asked.request.model)
+            call = self._call(exchange, caller, asked.request.user)
+            reply = Reply("", self._created, call.trace)
+            async with exchange.watching():
+                result = await embedder.embed(asked.request, call)
+                reply.origin, reply.usage = result.origin, result.usage
+                head = [*answer_headers(reply), *figures(reply, 0)]
+                await exchange.json(200, openai_embeddings.encode(result, asked), head)
+
+    async def _models(self, exchange: Exchange, caller: str) -> None:
+        cards = self.gateway.cards()
+        await exchange.json(200, openai_models.encode_list(cards, self._created))
+
+    async def _model(self, exchange: Exchange, caller: str) -> None:
+        name = exchange.path.partition("/models/")[2]
+        card = next((card for card in self.gateway.cards() if card.name == name), None)
+        if card is None:
+            self.gateway.target(name)  # raises with the nearest names; an alias has no card
+            card = ModelCard(name)
+        await exchange.json(200, openai_models.encode_one(card, self._created))
+
+    # ------------------------------------------------------------ answering
+
+    def _call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
+        return self.gateway.start_call(
+            id=exchange.id,
+            caller=caller,
+            session=exchange.text(b"x-session-id") or user,
+            timeout=exchange.timeout(),
+            traceparent=exchange.traceparent(),
+        )
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        caller: str,
+        codec: Codec,
+        requests: Sequence[Request],
+        prefix: str,
+    ) -> None:
+        wanted = exchange.text(b"x-llmrr-fallbacks")
+        if wanted and not requests[0].fallbacks:
+            chain = names(wanted.split(","))[: openai_json.MAX_FALLBACKS]
+            requests = [msgspec.structs.replace(r, fallbacks=chain) for r in requests]
+        request = requests[0]
+        target = self.gateway.target(request.model)
+        call = self._call(exchange, caller, request.user)
+        reply = Reply(prefix + exchange.id.removeprefix("req-"), now(), call.trace)
+        began = perf_counter()
+        opened = target.open(request, call) if len(requests) == 1 else fan(target, requests, call)
+        try:
+            async with exchange.watching(), opened as deltas:
+                frames: Any = codec.encode(deltas, request, reply)
+                async with aclosing(frames):
+                    # The first frame in hand is the commit point: until here an error is a status.
+                    first = await anext(frames)
+                    head = answer_headers(reply)
+                    if not request.stream:
+                        head += figures(reply, perf_counter() - began)
+                        await exchange.json(200, first, head)
+                        return
+                    await exchange.start(200, sse.HEADERS + head)
+                    every = self.settings.keep_alive_comment
+                    await sse.stream(exchange, first, frames, every, _told, codec.stream_error)
+        except RunnerError as exc:
+            if exchange.started:
+                raise
+            await exchange.fail(exc, codec.error, call.trace)
+
+
+class _Room:
+    """One of the places for requests in work.
+
+    Raises:
+        Overloaded: all are taken.
+    """
+
+    __slots__ = ("_app",)
+
+    def __init__(self, app: HttpApp) -> None:
+        self._app = app
+
+    def __enter__(self) -> None:
+        if self._app._busy >= self._app.settings.max_requests:
+            raise Overloaded(
+                f"{self._app.settings.max_requests} requests are already in work", retry_after=1
+            )
+        self._app._busy += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._app._busy -= 1
+
+
+async def _alive(exchange: Exchange, caller: str) -> None:
+    await exchange.json(200, b'{"status":"ok"}')
+
+
+def _readable(exchange: Exchange, decode: Callable[[bytes], T], body: bytes) -> T:
+    """Decode `body`; if it is no JSON and does not claim to be, say that instead."""
+    try:
+        return decode(body)
+    except BadRequest as exc:
+        kind = exchange.headers.get(b"content-type", b"")
+        if exc.code == "invalid_json" and kind and b"json" not in kind:
+            raise UnsupportedMedia(
+                f"the body is {kind[:80].decode('ascii', 'replace')!r}, not JSON",
+                hint="send `Content-Type: application/json`",
+            ) from exc
+        raise
+
+
+def _told(exc: Exception) -> RunnerError:
+    """The error a client is told; what nobody expected is logged and not shown."""
+    if isinstance(exc, RunnerError):
+        return exc
+    _log.error("unexpected error while answering", exc_info=exc)
+    return RunnerError("an internal error happened; the server's log says more")
