@@ -226,6 +226,14 @@ class Origin(Struct, frozen=True):
     local: bool = False
     price: Price | None = None
 
+    def cost(self, usage: Usage | None) -> float | None:
+        """US dollars; 0 for an unpriced local model, None while price or usage is not known."""
+        if usage is None:
+            return None
+        if self.price is not None:
+            return self.price.cost(usage)
+        return 0.0 if self.local else None
+
 
 class Wire(Struct, frozen=True):
     """What came from upstream, byte for byte, so that an equal dialect can be relayed untouched.
