@@ -12,14 +12,13 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 
 from llm_runner_router.config import Secret
 from llm_runner_router.errors import ConfigError, Unauthenticated
+from llm_runner_router.home import Home
 
 PREFIX = "llmrr-"
 VARIABLE = "LLMRR_API_KEY"
-FILE = "key"
 MIN_LENGTH = 8
 """Shorter keys can be guessed over a network."""
 MAX_LENGTH = 512
@@ -67,7 +66,7 @@ class Keys:
             )
         raise Unauthenticated(
             "the API key is not right",
-            hint=f"it is in the file `{FILE}` of the data folder, or in `{VARIABLE}`",
+            hint=f"it is in the file `key` of the data folder, or in `{VARIABLE}`",
         )
 
 
@@ -83,7 +82,7 @@ def _shown(headers: Mapping[bytes, bytes]) -> list[bytes]:
     return [value for value in shown if 0 < len(value) <= MAX_LENGTH]
 
 
-def find_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
+def find_key(home: Home, environ: Mapping[str, str] = os.environ) -> Key | None:
     """The key of this installation, or None if there is none yet.
 
     Raises:
@@ -92,7 +91,7 @@ def find_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
     value = environ.get(VARIABLE, "").strip()
     if value:
         return _checked(value, name="env", source=f"the variable {VARIABLE}")
-    path = home / FILE
+    path = home.key
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -112,7 +111,7 @@ def find_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key | None:
         raise ConfigError(f"the key file {path} does not hold a key") from exc
 
 
-def ensure_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key:
+def ensure_key(home: Home, environ: Mapping[str, str] = os.environ) -> Key:
     """The key of this installation; made on first use.
 
     The file appears complete or not at all, and the first of two processes wins.
@@ -123,10 +122,10 @@ def ensure_key(home: Path, environ: Mapping[str, str] = os.environ) -> Key:
     key = find_key(home, environ)
     if key is not None:
         return key
-    path = home / FILE
-    draft = home / f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+    path = home.key
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    home.create()
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(PREFIX + secrets.token_urlsafe(24) + "\n")

@@ -29,7 +29,7 @@ class Stats(Protocol):
     def end(self, name: str, outcome: str, tokens: int, seconds: float) -> None:
         """It is over: `ok`, `cancelled`, or the class name of the error.
 
-        `tokens` were made in `seconds`; both are 0 when that says nothing about speed.
+        `tokens` were made in `seconds`; 0 seconds when that says nothing about speed.
         """
         ...
 
@@ -158,5 +158,6 @@ class _Measured:
             return 0, 0.0
         if self._whole:
             return tokens, now - self._began
-        # The first token's time is prefill, not decoding.
-        return (tokens - 1, now - self._first) if tokens > 1 else (0, 0.0)
+        # The first token's time is prefill: of n tokens n - 1 were decoded since, so the time of
+        # all n at that pace is what the quotient wants.
+        return tokens, (now - self._first) * tokens / (tokens - 1) if tokens > 1 else 0.0

@@ -20,7 +20,6 @@ from msgspec import Struct
 
 from .record import RequestRecord
 
-FOLDER = "records"
 BATCH_SECONDS = 0.25
 """How long lines gather before they are written; a record is on disk within twice this."""
 
@@ -38,10 +37,10 @@ class SinkState(Struct, frozen=True):
 
 
 class FileSink:
-    """Appends records to `<home>/records/YYYY-MM-DD.jsonl` (days in UTC, mode 0600).
+    """Appends records to `<folder>/YYYY-MM-DD.jsonl` (days in UTC, mode 0600).
 
     Args:
-        home: the data folder; None keeps records in memory only.
+        folder: where the files go (`Home.records`); None keeps records in memory only.
         keep_days: files older than this many days are deleted.
         max_queue: records that may wait for the disk; more are dropped and counted.
         recent: how many records `records()` remembers.
@@ -50,14 +49,14 @@ class FileSink:
 
     def __init__(
         self,
-        home: Path | None,
+        folder: Path | None,
         *,
         keep_days: int = 30,
         max_queue: int = 20_000,
         recent: int = 1_000,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = None if home is None else home / FOLDER
+        self._folder = folder
         self._keep_days = keep_days
         self._max_queue = max_queue
         self._wall = wall

@@ -47,7 +47,7 @@ class ClientGone(Exception):
 class Exchange:
     """A request that is being answered."""
 
-    __slots__ = ("_done", "_receive", "_send", "gone", "headers", "id", "path", "scope", "started")
+    __slots__ = ("_receive", "_send", "done", "gone", "headers", "id", "path", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -57,8 +57,9 @@ class Exchange:
         self.id = shown.decode() if _ID.fullmatch(shown) else f"req-{secrets.token_hex(12)}"
         self.started = False
         """The response's head is out."""
+        self.done = False
+        """All of the response is out."""
         self.gone = False
-        self._done = False
         self._receive = receive
         self._send = send
 
@@ -184,12 +185,7 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         # The server also says `disconnect` after a complete response.
-        if not self._done:
-            self.leave(task)
-
-    def leave(self, task: asyncio.Task[Any]) -> None:
-        """Give up on the client: it has left, or takes nothing any more."""
-        if not self.gone:
+        if not self.done:
             self.gone = True
             task.cancel()
 
@@ -207,7 +203,7 @@ class Exchange:
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last piece."""
-        self._done = True
+        self.done = True
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def json(self, status: int, data: bytes, headers: Headers | None = None) -> None:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from llm_runner_router.types import Call, Delta, Request, Target, Usage
+from llm_runner_router.types import Call, Delta, Request, Target, Trace, Usage
 
 WIDTH = 16
 """Requests of one fan that are in work at the same time."""
@@ -31,9 +31,10 @@ async def fan(
     turns = asyncio.Semaphore(WIDTH)
     usages: list[Usage] = []
 
-    async def answer(base: int, request: Request) -> None:
+    async def answer(k: int, request: Request) -> None:
+        base = k * request.sampling.n
         try:
-            async with turns, target.open(request, call) as deltas:
+            async with turns, target.open(request, _own(call, k)) as deltas:
                 async for delta in deltas:
                     if delta.usage is not None:
                         usages.append(delta.usage)
@@ -43,16 +44,20 @@ async def fan(
         else:
             await queue.put(None)
 
-    tasks = [
-        asyncio.create_task(answer(k * request.sampling.n, request))
-        for k, request in enumerate(requests)
-    ]
+    tasks = [asyncio.create_task(answer(k, request)) for k, request in enumerate(requests)]
     try:
         yield _Merged(queue, len(tasks), usages)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _own(call: Call, k: int) -> Call:
+    """Every request is written down by itself; the first keeps the notebook that is shown."""
+    if k == 0:
+        return call
+    return msgspec.structs.replace(call, id=f"{call.id}-{k}", trace=Trace())
 
 
 def _moved(delta: Delta, base: int) -> Delta:

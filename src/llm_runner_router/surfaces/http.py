@@ -9,6 +9,7 @@ from the request line alone; the Host header decides nothing.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from llm_runner_router.config import Server
-from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError
+from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError, Unavailable
 from llm_runner_router.types import Call, Delta, ModelCard, Request
 
 from . import openai_chat, openai_completions, openai_embeddings, openai_json, openai_models, sse
@@ -120,6 +121,9 @@ class HttpApp:
             await self._route(exchange)(exchange, caller)
         except ClientGone:
             pass
+        except asyncio.CancelledError:
+            # Only the server cancels a whole request: its time to drain is over.
+            await _stopped(exchange)
         except RunnerError as exc:
             await exchange.fail(exc, openai_json.error)
         except Exception as exc:  # the last border: a bug must not close the connection unsaid
@@ -236,19 +240,23 @@ class HttpApp:
         began = perf_counter()
         opened = target.open(request, call) if len(requests) == 1 else fan(target, requests, call)
         try:
-            async with exchange.watching(), opened as deltas:
-                frames: Any = codec.encode(deltas, request, reply)
-                async with aclosing(frames):
-                    # The first frame in hand is the commit point: until here an error is a status.
-                    first = await anext(frames)
-                    head = answer_headers(reply)
-                    if not request.stream:
-                        head += figures(reply, perf_counter() - began)
-                        await exchange.json(200, first, head)
-                        return
-                    await exchange.start(200, sse.HEADERS + head)
-                    every = self.settings.keep_alive_comment
-                    await sse.stream(exchange, first, frames, every, _told, codec.stream_error)
+            async with exchange.watching():
+                async with opened as deltas:
+                    frames: Any = codec.encode(deltas, request, reply)
+                    async with aclosing(frames):
+                        # The first frame in hand is the commit point: before it an error is a
+                        # status, after it an event.
+                        first = await anext(frames)
+                        if request.stream:
+                            await exchange.start(200, sse.HEADERS + answer_headers(reply))
+                            every = self.settings.keep_alive_comment
+                            await sse.stream(
+                                exchange, first, frames, every, _told, codec.stream_error
+                            )
+                            return
+                # The place at the target is free before a slow client has read the answer.
+                head = answer_headers(reply) + figures(reply, perf_counter() - began)
+                await exchange.json(200, first, head)
         except RunnerError as exc:
             if exchange.started:
                 raise
@@ -276,6 +284,15 @@ class _Room:
 
     def __exit__(self, *_: object) -> None:
         self._app._busy -= 1
+
+
+async def _stopped(exchange: Exchange) -> None:
+    """Tell the client, if it has not got everything, that the server went away under it."""
+    exc = Unavailable("the server is stopping", retry_after=1)
+    if not exchange.started:
+        await exchange.fail(exc, openai_json.error)
+    elif not exchange.done:
+        await exchange.end(openai_json.stream_error(exc))
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:

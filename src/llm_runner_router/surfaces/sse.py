@@ -14,8 +14,6 @@ from .exchange import ClientGone, Exchange, Headers
 
 PING = b": ping\n\n"
 """An SSE comment; clients ignore it, proxies see that the connection lives."""
-STALL_SECONDS = 60.0
-"""How long a client may take nothing at all before it counts as gone."""
 
 HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -25,43 +23,27 @@ HEADERS: Headers = [
 
 
 class Pulse:
-    """Watches the silence of one stream with one timer.
+    """Sends a comment whenever a stream was silent for `every` seconds, with one timer.
 
-    Sends a comment after `every` seconds without a frame (0: never), and gives the client up when
-    a single send has not come through for `stall` seconds.
+    It begins once the head is out: before that, silence may still become an error status.
     """
 
-    __slots__ = (
-        "_every",
-        "_exchange",
-        "_loop",
-        "_ping",
-        "_since",
-        "_stall",
-        "_task",
-        "_timer",
-        "sending",
-    )
+    __slots__ = ("_every", "_exchange", "_loop", "_ping", "_since", "_timer", "sending")
 
-    def __init__(self, exchange: Exchange, every: float, stall: float = STALL_SECONDS) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "streams are sent in tasks"
+    def __init__(self, exchange: Exchange, every: float) -> None:
         self._exchange = exchange
-        self._task = task
         self._every = every
-        self._stall = stall
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self.sending = False
+        """A frame is on its way; a comment would only queue behind it."""
         self._ping: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(every or stall, self._tick)
+        self._timer = self._loop.call_later(every, self._tick)
 
-    async def send(self, data: bytes) -> None:
-        """Send a frame; the silence starts again."""
-        self._since = self._loop.time()
-        self.sending = True
-        await self._exchange.send(data)
+    def sent(self) -> None:
+        """A frame is out; the silence starts again."""
         self.sending = False
+        self._since = self._loop.time()
 
     def stop(self) -> None:
         """No more comments; call it before the last frame."""
@@ -70,19 +52,14 @@ class Pulse:
             self._ping.cancel()
 
     def _tick(self) -> None:
-        silent = self._loop.time() - self._since
-        if self.sending and silent >= self._stall:
-            self._exchange.leave(self._task)
-            return
-        every = self._every
-        if every and not self.sending and silent >= every * 0.99:
-            # A ping that has not come through yet means that the client is behind: no second one.
-            if self._ping is None or self._ping.done():
+        left = self._every - (self._loop.time() - self._since)
+        if left <= 0:
+            # A comment that has not come through yet means that the client is behind: no second.
+            if not self.sending and (self._ping is None or self._ping.done()):
                 self._ping = self._loop.create_task(self._exchange.send(PING))
             self._since = self._loop.time()
-            silent = 0.0
-        limit = self._stall if self.sending or not every else every
-        self._timer = self._loop.call_later(max(limit - silent, 0.01), self._tick)
+            left = self._every
+        self._timer = self._loop.call_later(left, self._tick)
 
 
 async def stream(
@@ -98,18 +75,22 @@ async def stream(
     An error on the way becomes an error event, after which the stream ends. `failed` turns any
     exception into the error that the client is told.
     """
-    pulse = Pulse(exchange, every)
+    pulse = Pulse(exchange, every) if every else None
+    last = b""
     try:
-        await pulse.send(first)
+        await exchange.send(first)
         async for frame in frames:
-            await pulse.send(frame)
+            if pulse is None:
+                await exchange.send(frame)
+            else:
+                pulse.sending = True
+                await exchange.send(frame)
+                pulse.sent()
     except ClientGone:
         raise
     except Exception as exc:  # the client must be told of any failure; `failed` logs the unexpected
-        pulse.stop()
-        await exchange.end(write_error(failed(exc)))
-    else:
-        pulse.stop()
-        await exchange.end()
+        last = write_error(failed(exc))
     finally:
-        pulse.stop()
+        if pulse is not None:
+            pulse.stop()
+    await exchange.end(last)

@@ -1,0 +1,156 @@
+"""A `Gateway` for tests: targets by name, one key, nothing else. Public, like `..testing`."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from llm_runner_router.errors import UnknownModel
+from llm_runner_router.policy.auth import Key, Keys
+from llm_runner_router.types import (
+    Call,
+    Decision,
+    Embedder,
+    ModelCard,
+    Request,
+    Target,
+    Trace,
+)
+
+T = TypeVar("T")
+
+KEY = "llmrr-key-for-tests"
+
+
+class FakeGateway:
+    """Serves `targets` and `embedders` to whoever shows `key`.
+
+    Attributes:
+        asked: what the operator's routes asked for, in order, as `verb:name`.
+        started, closed: how often; so that it can stand for a whole service.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target] = {},
+        embedders: Mapping[str, Embedder] = {},
+        *,
+        key: str = KEY,
+        clock: Callable[[], float] = time.monotonic,
+        decisions: Sequence[Decision] = (),
+        notes: Mapping[str, str] = {},
+    ) -> None:
+        self.targets = dict(targets)
+        self.embedders = dict(embedders)
+        self.clock = clock
+        self.calls: list[Call] = []
+        self.asked: list[str] = []
+        self.started = 0
+        self.closed = 0
+        self._keys = Keys(Key(key, name="test", source="a test"))
+        self._decisions = decisions
+        self._notes = notes
+
+    # ------------------------------------------------------------ Gateway
+
+    @property
+    def admin(self) -> FakeGateway:
+        """Itself: it is its own operator's side."""
+        return self
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> str:
+        """See `Gateway`."""
+        return self._keys.authenticate(headers)
+
+    def target(self, model: str) -> Target:
+        """See `Gateway`."""
+        return self._found(self.targets, model)
+
+    def embedder(self, model: str) -> Embedder:
+        """See `Gateway`."""
+        return self._found(self.embedders, model)
+
+    def cards(self) -> Sequence[ModelCard]:
+        """See `Gateway`."""
+        return [ModelCard(name, local=True) for name in (*self.targets, *self.embedders)]
+
+    def start_call(
+        self,
+        *,
+        id: str | None = None,
+        caller: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Call:
+        """See `Gateway`."""
+        now = self.clock()
+        trace = Trace()
+        trace.decisions.extend(self._decisions)
+        trace.notes.update(self._notes)
+        call = Call(
+            id=id or "call",
+            started=now,
+            deadline=None if timeout is None else now + timeout,
+            caller=caller,
+            session=session,
+            traceparent=traceparent,
+            trace=trace,
+        )
+        self.calls.append(call)
+        return call
+
+    # ------------------------------------------------------------ Admin
+
+    def ps(self) -> Any:
+        """See `Admin`."""
+        return [{"name": name} for name in self.targets]
+
+    def status(self) -> Any:
+        """See `Admin`."""
+        return {"calls": len(self.calls)}
+
+    def records(self, limit: int) -> Sequence[Any]:
+        """See `Admin`."""
+        return [{"id": call.id} for call in reversed(self.calls)][:limit]
+
+    def explain(self, request: Request) -> Decision | None:
+        """See `Admin`."""
+        self.target(request.model)
+        text = request.messages[-1].text
+        return Decision("fake", request.model, f"it was asked {text!r}")
+
+    async def load(self, name: str) -> Any:
+        """See `Admin`."""
+        self.target(name)
+        self.asked.append(f"load:{name}")
+        return {"loaded": name}
+
+    async def stop(self, name: str) -> Any:
+        """See `Admin`."""
+        self.target(name)
+        self.asked.append(f"stop:{name}")
+        return {"stopped": name}
+
+    # ------------------------------------------------------------ Service
+
+    async def start(self) -> None:
+        """See `server.Service`."""
+        self.started += 1
+
+    async def close(self) -> None:
+        """See `server.Service`."""
+        self.closed += 1
+
+    def _found(self, named: Mapping[str, T], model: str) -> T:
+        found = named.get(model)
+        if found is None:
+            near = difflib.get_close_matches(model, named, n=1)
+            raise UnknownModel(
+                f"there is no model {model!r}",
+                hint=f"did you mean {near[0]!r}?" if near else None,
+                param="model",
+            )
+        return found
