@@ -16,7 +16,10 @@ from msgspec import Meta, Struct
 from .types import Capabilities, Price
 
 Objective = Literal["balanced", "quality", "cost", "speed", "random", "round-robin", "least-loaded"]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, extra_json_schema={"x-unit": "seconds"})]
+"""Seconds as a number, or text such as `90s`, `5m`, `1h30m` (`config_load.py` reads it)."""
+Bytes = Annotated[int, Meta(extra_json_schema={"x-unit": "bytes"})]
+"""Bytes as a number, or text such as `4GiB`, `500 MB` (`config_load.py` reads it)."""
 
 
 class Secret:
@@ -47,7 +50,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Address to bind. Anything but loopback needs a key set by `LLMRR_API_KEY` or the key file."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 4000
     """TCP port; 0 picks a free one and prints it."""
-    max_body: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
+    max_body: Annotated[Bytes, Meta(ge=1024)] = 32 * 1024 * 1024
     """Largest request body in bytes; larger ones get 413."""
     max_requests: Annotated[int, Meta(ge=1)] = 1024
     """Requests in work at once; more get 503 with Retry-After."""
@@ -107,7 +110,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """Further names for this entry."""
     price: Price | None = None
     """US dollars per million tokens."""
-    context: int | None = None
+    context: Annotated[int, Meta(ge=1)] | None = None
     """Context in tokens."""
     capabilities: Capabilities | None = None
     """Hard abilities."""
@@ -120,7 +123,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """How local models run."""
 
-    memory: int | None = None
+    memory: Annotated[Bytes, Meta(ge=0)] | None = None
     """Bytes that all loaded models may take together; default half of what the machine has."""
     keep_alive: Seconds = 300.0
     """Seconds an idle model stays loaded; 0 unloads at once. Pinned models stay."""
@@ -134,11 +137,11 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds a request may wait for a free slot or a loading model."""
     load_timeout: Seconds = 120.0
     """Seconds a model may take to load."""
-    threads: int | None = None
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Threads per runner; default is chosen from the machine, its quota and its load."""
     wait_policy: Literal["auto", "spin", "short", "passive"] = "auto"
     """How idle threads wait: spin, spin for a short while, or sleep at once."""
-    context: int | None = None
+    context: Annotated[int, Meta(ge=1)] | None = None
     """Context in tokens per request; default is what the model was trained for."""
     spare: bool = True
     """Keep one started, empty runner process ready, so that a load starts at once."""

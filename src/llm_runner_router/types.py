@@ -205,8 +205,11 @@ class Price(Struct, frozen=True, gc=False):
     """US dollars per one million tokens. `cached` None means cached input costs like input."""
 
     input: float = 0.0
+    """US dollars per million tokens of the prompt."""
     output: float = 0.0
+    """US dollars per million tokens of the answer."""
     cached: float | None = None
+    """US dollars per million prompt tokens read from a cache; default is `input`."""
 
     def cost(self, usage: Usage) -> float:
         """US dollars for `usage`."""
@@ -284,12 +287,17 @@ class Capabilities(Struct, frozen=True, gc=False):
     """Hard abilities; a request that needs one it lacks is not sent there."""
 
     tools: bool = False
+    """Can call functions."""
     json: bool = False
     """Can be held to a JSON Schema."""
     images: bool = False
+    """Takes images in messages."""
     audio: bool = False
+    """Takes sound in messages."""
     embeddings: bool = False
+    """Turns texts into vectors."""
     logprobs: bool = False
+    """Can say how likely each token was."""
 
 
 class ModelCard(Struct, frozen=True):
