@@ -113,7 +113,10 @@ def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as exc:
         raise _wrong_type(str(exc)) from exc
     except msgspec.DecodeError as exc:
-        raise BadRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
+        what = str(exc).removeprefix("JSON is malformed: ")
+        if "truncated" in what:
+            what = f"it ends too early (byte {len(body)})"
+        raise BadRequest(f"the body is not JSON: {what}", code="invalid_json") from exc
     except UnicodeDecodeError as exc:
         raise BadRequest(f"the body is not UTF-8: {exc.reason}", code="invalid_json") from exc
     except RecursionError as exc:
