@@ -1,4 +1,4 @@
-"""Fakes for the contracts, and checks that any implementation must pass.
+"""Fakes for the contracts.
 
 Public: whoever writes a target, a strategy or a policy tests it with these. Knows: types, errors,
 deltas. Does not know: any real target, any transport. Nothing here sleeps or looks at the time;
@@ -18,7 +18,7 @@ from types import TracebackType
 
 import msgspec
 
-from .types import (
+from llm_runner_router.types import (
     Call,
     Delta,
     Embeddings,

@@ -1,0 +1,39 @@
+"""Fakes for the contracts, and checks that every implementation must pass.
+
+Public: whoever writes a target, an embedder, a surface, a strategy or a policy tests it with these.
+
+    async def test_mine() -> None:
+        await check_target(lambda fake: Mine("mine", [fake("a"), fake("b")]))
+"""
+
+from .checks import SITUATIONS, MakeTarget, check_embedder, check_situation, check_target
+from .codecs import check_surface
+from .fakes import (
+    FakeClock,
+    FakeEmbedder,
+    FakeTarget,
+    Gate,
+    Script,
+    Step,
+    a_call,
+    a_request,
+    deltas_of,
+)
+
+__all__ = [
+    "SITUATIONS",
+    "FakeClock",
+    "FakeEmbedder",
+    "FakeTarget",
+    "Gate",
+    "MakeTarget",
+    "Script",
+    "Step",
+    "a_call",
+    "a_request",
+    "check_embedder",
+    "check_situation",
+    "check_surface",
+    "check_target",
+    "deltas_of",
+]
