@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import msgspec
-from llm_runner_router.testing import FakeClock, FakeTarget, deltas_of
 
 from llm_runner_router.deltas import Answer, Choice, collect
 from llm_runner_router.policy.cache import AnswerCache, Cache, digest
+from llm_runner_router.testing import FakeClock, FakeTarget, deltas_of
 from llm_runner_router.types import Call, Message, Request, Sampling
 
 
