@@ -10,11 +10,10 @@ entries hang together (`config_check.py`).
 from __future__ import annotations
 
 import math
-import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -31,6 +30,7 @@ FILE = "llmrr.yaml"
 PREFIX = "LLMRR_"
 SHORT = {"HOST": ("server", "host"), "PORT": ("server", "port")}
 """Variables without a section in their name."""
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
 OTHER = ("CONFIG", "HOME", "API_KEY", "DEBUG")
 """Variables that are not settings."""
 
@@ -78,9 +78,9 @@ def find_file(path: Path | None, env: Mapping[str, str]) -> Path | None:
     if asked:
         found = Path(asked).expanduser()
         if not found.exists():
-            by = "--config" if path is not None else f"{PREFIX}CONFIG"
+            by = "" if path is not None else f" (from {PREFIX}CONFIG)"
             raise ConfigError(
-                f"the configuration file `{found}` does not exist (from {by})",
+                f"the configuration file `{found}` does not exist{by}",
                 hint="`llmrr config init` writes one",
             )
         return found
@@ -131,7 +131,7 @@ def secret(text: str, env: Mapping[str, str], setting: str) -> Secret:
     """
 
     def value(match: re.Match[str]) -> str:
-        name = match[1]
+        name = match[1] or match[2]
         found = env.get(name, "").strip()
         if not found:
             raise ConfigError(
@@ -140,9 +140,17 @@ def secret(text: str, env: Mapping[str, str], setting: str) -> Secret:
             )
         return found
 
-    if text.startswith("os.environ/"):
-        text = "${" + text.removeprefix("os.environ/") + "}"
-    return Secret(re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", value, text))
+    return Secret(_VARIABLE.sub(value, text))
+
+
+def wanted_variables(config: Config) -> Iterator[tuple[str, str]]:
+    """The variables the configuration names as secrets, each with the setting that names it."""
+    for name, provider in config.providers.items():
+        texts: dict[Where, str] = {("headers", h): v for h, v in provider.headers.items()}
+        texts["api_key",] = provider.api_key or ""
+        for at, text in texts.items():
+            for match in _VARIABLE.finditer(text):
+                yield match[1] or match[2], _dotted(("providers", name, *at))
 
 
 def check_secrets(config: Config, env: Mapping[str, str]) -> None:
@@ -151,11 +159,8 @@ def check_secrets(config: Config, env: Mapping[str, str]) -> None:
     Raises:
         ConfigError: as `secret`, for the first one missing.
     """
-    for name, provider in config.providers.items():
-        if provider.api_key is not None:
-            secret(provider.api_key, env, _dotted(("providers", name, "api_key")))
-        for header, value in provider.headers.items():
-            secret(value, env, _dotted(("providers", name, "headers", header)))
+    for variable, setting in wanted_variables(config):
+        secret(f"${{{variable}}}", env, setting)
 
 
 # ---------------------------------------------------------------- environment and flags
@@ -379,8 +384,3 @@ def _dotted(at: Where) -> str:
         else:
             text += f"[{part!r}]"
     return text
-
-
-def environment() -> Mapping[str, str]:
-    """The environment of this process, as the argument the functions here take."""
-    return os.environ

@@ -1,0 +1,115 @@
+"""`llmrr config`: check a file, print its schema, write a first one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from llm_runner_router.config import Config, Node
+from llm_runner_router.errors import ConfigError
+
+from . import show
+from .group import Verbs, place
+
+
+@click.group("config", cls=Verbs)
+def command() -> None:
+    """Check, describe or start a configuration."""
+
+
+@command.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="What would be served, as JSON.")
+def check(file: Path | None, as_json: bool) -> int:
+    """Validate FILE (else the one that would be read) and tell what it would serve.
+
+    Nothing is connected, loaded or started. Exit code 2 if it cannot be used.
+    """
+    from llm_runner_router import config_load
+
+    where = place()
+    path = config_load.find_file(file or where.config, os.environ)
+    config = config_load.load(path, os.environ, where.flags)
+    names = served(config)
+    missing = missing_variables(config)
+    if as_json:
+        found = {"file": str(path) if path else None, "serves": names, "missing": missing}
+        show.json(found)
+        return 0
+    print(f"{path or 'no file; the defaults'}: ok")
+    print(f"listens on {config.server.host}:{config.server.port} and serves:")
+    show.pairs(list(names.items()), "  ")
+    for variable, setting in missing.items():
+        show.note("warning", f"{setting} wants the variable `{variable}`, which is not set here")
+    return 0
+
+
+@command.command("schema")
+def schema() -> int:
+    """Print the JSON Schema of the file, for editors and other checkers."""
+    from llm_runner_router import config_schema
+
+    show.json(config_schema.schema())
+    return 0
+
+
+@command.command("init")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
+def init(file: Path | None, force: bool) -> int:
+    """Write a commented FILE (default `llmrr.yaml`) with every key at its default."""
+    from llm_runner_router import config_load, config_schema
+    from llm_runner_router.home import write_atomic
+
+    path = file or place().config or Path(config_load.FILE)
+    if path.exists() and not force:
+        raise ConfigError(f"`{path}` exists already", hint="`--force` writes over it")
+    try:
+        write_atomic(path, config_schema.example().encode(), 0o644)
+    except OSError as exc:
+        raise ConfigError(f"cannot write `{path}`: {exc.strerror}") from exc
+    print(f"wrote {path}; `llmrr config check {path}` tells what it serves")
+    return 0
+
+
+def served(config: Config) -> dict[str, str]:
+    """Every name that would be served, with what stands behind it in words."""
+    from llm_runner_router.config_check import zoo
+
+    names = {"auto": "chooses for each request; auto:quality, auto:cost, auto:speed too"}
+    if config.zoo:
+        names |= {f"zoo:{name}": "built-in demonstration model" for name in zoo()}
+    for name, entry in config.models.items():
+        names[name] = tree(entry)
+        for alias in entry.aliases if isinstance(entry, Node) else ():
+            names[alias] = f"= {name}"
+    return names | {alias: f"= {name}" for alias, name in config.aliases.items()}
+
+
+def tree(entry: str | Node) -> str:
+    """An entry on one line: `fallback[ a, race[ b, c ] ]`."""
+    if isinstance(entry, str):
+        return entry
+    if entry.target is not None:
+        return entry.target
+    if entry.weighted:
+        parts = [f"{weight:g}× {name}" for name, weight in entry.weighted.items()]
+        sticky = f" by {entry.sticky}" if entry.sticky else ""
+        return f"weighted{sticky}[ {', '.join(parts)} ]"
+    if entry.auto is not None:
+        return f"auto {entry.auto.objective}[ {', '.join(entry.auto.models) or 'every model'} ]"
+    kind = "fallback" if entry.fallback else "race"
+    return f"{kind}[ {', '.join(tree(child) for child in entry.fallback or entry.race)} ]"
+
+
+def missing_variables(config: Config) -> dict[str, str]:
+    """Variables the configuration names and the environment lacks, with the setting."""
+    from llm_runner_router.config_load import wanted_variables
+
+    return {
+        name: setting
+        for name, setting in wanted_variables(config)
+        if not os.environ.get(name, "").strip()
+    }
