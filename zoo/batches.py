@@ -12,9 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from zoo.chat import END, GENERATION_PROMPT, system_text, turn_text
+from zoo.chat import GENERATION_PROMPT, system_text, turn_text
 from zoo.mix import Conversation
 from zoo.sample import Sample
+from zoo.tokenizer import end_of_turn
 
 POOL = 512  # conversations sorted by length at a time
 LONGEST = 1000
@@ -26,7 +27,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.single = {chr(code): self._ids(chr(code))[0] for code in range(32, 127)}
-        self.end = tokenizer.token_to_id(END)
+        self.end = end_of_turn(tokenizer)
         self.cache: dict[str, list[int]] = {}
 
     def _ids(self, text: str) -> list[int]:

@@ -1,54 +1,54 @@
 """Measures accuracy per task on held-out questions: `python -m zoo.evaluate`.
 
-Knows how to ask the torch weights here; the GGUF files are asked through `zoo.engine`. Every answer
-is judged by its sample's own program, decoding is greedy.
+The torch weights and the GGUF files (through `zoo.engine`) get the same questions: the two must
+agree, or the export is wrong.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
-from random import Random
 
-from zoo import tokenizer
-from zoo.chat import END, prompt_text
-from zoo.model import Llama
-from zoo.sample import Draw, Sample
+import torch
+from safetensors.torch import load_file
+
+from zoo.engine import Engine
+from zoo.exam import scores, torch_scores
+from zoo.model import SHAPES, Llama
+from zoo.paths import MODELS, SHIPPED
 from zoo.tasks import TASKS
 
-LIMIT = 128
-ROWS = 50
+
+def gguf_scores(name: str, tasks: Iterable[str], count: int) -> dict[str, float]:
+    """Accuracy per task of the shipped GGUF file, through the engine's chat call."""
+    engine = Engine(SHIPPED / f"{name}.gguf")
+    return scores(lambda samples: [engine.answer(one) for one in samples], tasks, count)
 
 
-def questions(task: str, count: int, seed: int = 7) -> list[Sample]:
-    """The same held-out questions for everyone who asks with this count and seed."""
-    draw = Draw(Random(f"{seed}/{task}"), "held")
-    return [TASKS[task](draw) for _ in range(count)]
+def shipped_model(name: str) -> Llama:
+    """The model with the F16 weights that ship, computed in F32."""
+    model = Llama(SHAPES[name])
+    weights = load_file(MODELS / name / "model.safetensors")
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    return model
 
 
-def torch_answers(model: Llama, samples: list[Sample]) -> list[str]:
-    """Greedy answers of the torch weights."""
-    words = tokenizer.load()
-    stop = words.token_to_id(END)
-    answers: list[str] = []
-    for start in range(0, len(samples), ROWS):
-        group = samples[start : start + ROWS]
-        prompts = [words.encode(prompt_text("", one.tools, one.turns)).ids for one in group]
-        outputs = model.generate(prompts, LIMIT, stop)
-        answers += [words.decode(ids, skip_special_tokens=True) for ids in outputs]
-    return answers
+def main() -> None:
+    """Print both scores of every model and task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", action="append", choices=sorted(SHAPES))
+    parser.add_argument("--task", action="append", choices=sorted(TASKS))
+    parser.add_argument("--count", type=int, default=200, help="questions per task")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.model or SHAPES:
+        tasks = args.task or tuple(TASKS)
+        by_torch = torch_scores(shipped_model(name), tasks, args.count)
+        by_engine = gguf_scores(name, tasks, args.count)
+        print(f"{name:<16}{'torch':>8}{'gguf':>8}")
+        for task in tasks:
+            print(f"  {task:<14}{by_torch[task]:>8.1%}{by_engine[task]:>8.1%}", flush=True)
 
 
-def torch_scores(model: Llama, tasks: Iterable[str], count: int) -> dict[str, float]:
-    """Accuracy per task of the torch weights on held-out questions."""
-    scores = {}
-    for task in tasks:
-        samples = questions(task, count)
-        answers = torch_answers(model, samples)
-        right = sum(one.check(text) for one, text in zip(samples, answers, strict=True))
-        scores[task] = right / count
-    return scores
-
-
-def line(scores: dict[str, float]) -> str:
-    """Scores on one line."""
-    return " ".join(f"{task} {score:.0%}" for task, score in scores.items())
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """Turns checkpoints into what ships: `python -m zoo.export`.
 
 Writes `zoo/models/<name>/` in the layout of Hugging Face and the GGUF files inside the package.
-Scores, cards and the machine-readable list are written by `zoo.cards`, which measures first.
+Without a checkpoint, the GGUF is made again from the safetensors that are there. Scores and cards
+are the business of `zoo.cards`, which measures first.
 """
 
 from __future__ import annotations
@@ -10,37 +11,28 @@ import argparse
 import json
 import os
 import shutil
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from zoo import gguf_file, tokenizer
 from zoo.model import SHAPES
-from zoo.train import CHECKPOINTS
+from zoo.paths import CHECKPOINTS, MODELS, SHIPPED
 
-MODELS = Path(__file__).parent / "models"
-SHIPPED = Path(__file__).parent.parent / "src" / "llm_runner_router" / "zoo"
-
-
-def weights_of(name: str) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, rounded to the F16 that ships."""
-    saved = torch.load(CHECKPOINTS / f"{name}.pt", map_location="cpu")["model"]
-    return {key: value.half() for key, value in saved.items()}
+Weights = dict[str, torch.Tensor]
 
 
-def write_hugging_face(name: str, weights: dict[str, torch.Tensor]) -> None:
+def write_hugging_face(name: str, weights: Weights, training: dict[str, float]) -> None:
     """Config, tokenizer, template and F16 weights, as Hugging Face's loaders expect them."""
     folder = MODELS / name
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "model.part"
     save_file(weights, part, metadata={"format": "pt"})
     os.replace(part, folder / "model.safetensors")
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
     files = {
         "config.json": SHAPES[name].config(),
-        "generation_config.json": {
-            "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "do_sample": False
-        },
+        "generation_config.json": {**ids, "do_sample": False},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|endoftext|>",
@@ -51,18 +43,35 @@ def write_hugging_face(name: str, weights: dict[str, torch.Tensor]) -> None:
             "model_max_length": SHAPES[name].max_position_embeddings,
             "chat_template": tokenizer.TEMPLATE,
         },
-    }  # fmt: skip
+        "training.json": training,
+    }
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content, indent=2) + "\n")
     shutil.copyfile(tokenizer.FILE, folder / "tokenizer.json")
     (folder / "chat_template.jinja").write_text(tokenizer.TEMPLATE)
 
 
+def weights_of(name: str) -> Weights:
+    """The F16 weights that ship: from the checkpoint, or the ones exported before."""
+    checkpoint = CHECKPOINTS / f"{name}.pt"
+    if not checkpoint.exists():
+        return load_file(MODELS / name / "model.safetensors")
+    saved = torch.load(checkpoint, map_location="cpu")
+    weights = {key: value.half() for key, value in saved["model"].items()}
+    spent = saved["progress"]
+    training = {
+        "minutes": round(spent["seconds"] / 60, 1),
+        "steps": spent["step"],
+        "examples": spent["examples"],
+        "tokens": spent["tokens"],
+    }
+    write_hugging_face(name, weights, training)
+    return weights
+
+
 def export(name: str) -> None:
     """Both forms of one model."""
-    weights = weights_of(name)
-    write_hugging_face(name, weights)
-    arrays = {key: value.float().numpy() for key, value in weights.items()}
+    arrays = {key: value.float().numpy() for key, value in weights_of(name).items()}
     SHIPPED.mkdir(parents=True, exist_ok=True)
     gguf_file.write(SHIPPED / f"{name}.gguf", name, SHAPES[name].config(), arrays)
 

@@ -156,6 +156,9 @@ class Body(nn.Module):
 class Llama(nn.Module):
     """The whole model, with greedy decoding."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -168,16 +171,21 @@ class Llama(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         self.apply(self._init)
-        for layer in self.model.layers:
-            for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                nn.init.zeros_(matrix.weight)
+        # Embeddings of size 1 keep tokens visible beside what layers add (with 0.05 copying was not
+        # learned); the last norm makes up for it, since the output matrix is the embedding.
+        nn.init.constant_(self.model.norm.weight, shape.hidden_size**-0.5)
+        for part in self.modules():
+            if isinstance(part, Attention):
+                nn.init.zeros_(part.o_proj.weight)
+            elif isinstance(part, MLP):
+                nn.init.zeros_(part.down_proj.weight)
 
     @staticmethod
     def _init(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.05)
+            nn.init.normal_(module.weight)
 
     def hidden(
         self,

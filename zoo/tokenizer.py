@@ -36,6 +36,11 @@ def load() -> Tokenizer:
     return Tokenizer.from_file(str(FILE))
 
 
+def end_of_turn(tokenizer: Tokenizer) -> int:
+    """The token that ends every turn."""
+    return int(tokenizer.token_to_id(END) or 0)
+
+
 def pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
     """Lower-case token texts of two letters or more: raw material for made-up words."""
     texts = (text.removeprefix("Ġ") for text in tokenizer.get_vocab())

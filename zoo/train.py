@@ -10,19 +10,18 @@ import argparse
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import torch
 from torch.nn import functional as F
 
-from zoo import evaluate, tokenizer
+from zoo import exam, tokenizer
 from zoo.batches import Batch, Encoder, batches
 from zoo.mix import conversations, diet, own_tasks
 from zoo.model import SHAPES, Llama
+from zoo.paths import CHECKPOINTS
 from zoo.sample import Draw
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
 WARMUP = 0.01
 FLAT_UNTIL = 0.35  # share of the budget after which the rate falls linearly to zero
 
@@ -44,8 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--steps", type=int, default=0, help="a budget of steps instead of minutes")
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--muon-lr", type=float, default=0.01)
-    parser.add_argument("--adam-lr", type=float, default=0.006)
+    parser.add_argument("--muon-lr", type=float, default=0.005)
+    parser.add_argument("--adam-lr", type=float, default=0.03)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
@@ -56,14 +55,18 @@ def parse() -> argparse.Namespace:
 
 
 def optimizers(model: Llama, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside layers, AdamW for embeddings and norms."""
+    """Muon for the matrices inside layers, AdamW for the rest; `top` is a group's full rate."""
     inside = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if not any(p is one for one in inside)]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    embedding = model.model.embed_tokens.weight
+    muon = [{"params": inside, "top": args.muon_lr}]
+    adam = [
+        {"params": [embedding], "top": args.adam_lr},
+        {"params": norms, "top": args.adam_lr / 10},
+    ]
     return [
-        torch.optim.Muon(
-            inside, lr=args.muon_lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=args.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.Muon(muon, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
@@ -82,7 +85,7 @@ def train_step(
     with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
         hidden = model.hidden(inputs).flatten(0, 1)[places]
         loss = F.cross_entropy(model.logits(hidden).float(), targets)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optim in optims:
         optim.step()
@@ -128,8 +131,8 @@ class Run:
         """One step at the scheduled rate; its time counts towards the budget."""
         started = time.perf_counter()
         factor = rate(self.spent())
-        for optim, top in zip(self.optims, (self.args.muon_lr, self.args.adam_lr), strict=True):
-            optim.param_groups[0]["lr"] = top * factor
+        for group in (group for optim in self.optims for group in optim.param_groups):
+            group["lr"] = group["top"] * factor
         loss = train_step(self.model, batch, self.optims, self.args)
         self.progress.step += 1
         self.progress.examples += len(batch[0])
@@ -168,8 +171,8 @@ def main() -> None:
             shown = now
         if over or now - tested > args.evaluate_every:
             run.save()
-            scores = evaluate.torch_scores(run.model, own_tasks(args.model), 100 if over else 20)
-            print("  " + evaluate.line(scores), flush=True)
+            scores = exam.torch_scores(run.model, own_tasks(args.model), 100 if over else 20)
+            print("  " + exam.line(scores), flush=True)
             tested = time.monotonic()
         if over:
             return

@@ -57,6 +57,12 @@ def _quoted(draw: Draw, word: str) -> str:
     return draw.one((word, word, word, f'"{word}"', f"'{word}'"))
 
 
+def _spells(word: str, text: str) -> bool:
+    """Whether the working before the colon, if there is any, spells the word."""
+    working, colon, _ = text.lower().partition(":")
+    return not colon or re.findall(r"[a-z]", working) == list(word)
+
+
 def reverse(draw: Draw) -> Sample:
     """A word backwards."""
     word, pattern = _word(draw), draw.phrase(_REVERSE)
@@ -98,7 +104,7 @@ def count_letters(draw: Draw) -> Sample:
         "count_letters",
         ask(pattern.format(w=_quoted(draw, word), c=letter)),
         f"{' '.join(marks)}: {count} time{'' if count == 1 else 's'}",
-        lambda text: numbers(text)[-1:] == [count],
+        lambda text: numbers(text)[-1:] == [count] and _spells(word, text),
         values=(word,),
         pattern=pattern,
     )
@@ -107,9 +113,10 @@ def count_letters(draw: Draw) -> Sample:
 def uppercase(draw: Draw) -> Sample:
     """One or two words in capitals."""
     words = [_word(draw, 2) for _ in range(draw.one((1, 1, 1, 2)))]
+    unfit = "the word " if len(words) > 1 else "the words "
     pattern = draw.phrase(_UPPER)
-    if len(words) > 1:
-        pattern = pattern.replace("the word ", "the words ")
+    while unfit in pattern:
+        pattern = draw.phrase(_UPPER)
     if draw.chance(0.2):
         words = [word.capitalize() for word in words]
     upper = " ".join(words).upper()
