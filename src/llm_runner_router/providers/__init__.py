@@ -1,0 +1,1 @@
+"""Remote targets: one HTTP client, one file per wire dialect, one row of data per host."""
