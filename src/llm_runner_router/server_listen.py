@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from email.utils import formatdate
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -50,6 +51,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _in_head = True
     _in_body = False
     _head_bytes = 0
+    _mute = False
     _guard: asyncio.TimerHandle | None = None
     _guards = "head"
     _stall: asyncio.TimerHandle | None = None
@@ -70,7 +72,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Bytes arrive; afterwards exactly one guard is armed if a message is incomplete."""
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self.transport.is_closing():
             return
         if self._in_body:
@@ -84,11 +86,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
-        self._in_head = True
-        super().on_message_begin()
+        if not self._mute:
+            self._in_head = True
+            super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The head is there."""
+        if self._mute:
+            self._mute = False
+            return
         self._in_head, self._in_body, self._head_bytes = False, True, 0
         super().on_headers_complete()
 
@@ -113,6 +119,36 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets our error shape all the same."""
         self._refuse(BadRequest("this is not valid HTTP", code="invalid_http"))
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _without_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 when a client offers another protocol (Java's client offers h2c).
+
+        The parser gives up on such a request after its head and calls it complete, so that the
+        body would be lost; a new parser reads it, after a head that only says how long it is.
+        """
+        self.parser = httptools.HttpRequestParser(self)
+        self._mute = True
+        asked, self.headers = self.headers, []
+        self.parser.feed_data(
+            b"POST / HTTP/1.1\r\n"
+            + b"".join(
+                name + b": " + value + b"\r\n"
+                for name, value in asked
+                if name in (b"content-length", b"transfer-encoding")
+            )
+        )
+        self.cycle.more_body = self._in_body = True
+        # The blank line ends the head; without a body it also ends the message.
+        self._feed(b"\r\n" + rest)
 
     def _refuse(self, exc: RunnerError) -> None:
         if self.cycle is None or self.cycle.response_complete:

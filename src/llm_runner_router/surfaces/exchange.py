@@ -123,7 +123,7 @@ class Exchange:
             raise UnsupportedMedia("compressed request bodies are not read", hint="send it plain")
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > limit:
-            await self._too_large(limit)
+            await self._too_large(limit, more=b"expect" not in self.headers)
         try:
             async with asyncio.timeout(seconds):
                 return await self._read(limit)
@@ -141,18 +141,17 @@ class Exchange:
             size += len(data)
             if size > limit:
                 parts.clear()
-                await self._too_large(limit)
+                await self._too_large(limit, more=message.get("more_body", False))
             if not message.get("more_body", False):
                 return b"".join((*parts, data)) if parts else data
             parts.append(data)
 
-    async def _too_large(self, limit: int) -> None:
+    async def _too_large(self, limit: int, more: bool) -> None:
         """Let the client finish for a moment, or it would see a reset instead of the answer."""
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
-                if b"expect" not in self.headers:
-                    while (await self._receive()).get("more_body", False):
-                        pass
+                while more:
+                    more = (await self._receive()).get("more_body", False)
         except TimeoutError:
             pass
         raise TooLarge(
