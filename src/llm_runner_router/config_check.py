@@ -26,7 +26,7 @@ VIRTUAL = frozenset(
     {
         "auto",
         *(f"auto:{objective}" for objective in get_args(Objective)),
-        *("quality-first", "cost-optimized", "speed-priority"),
+        *("balanced", "quality-first", "cost-optimized", "speed-priority"),
         *("random", "round-robin", "least-loaded"),
     }
 )
@@ -176,6 +176,8 @@ class _Check:
         except BadRequest as exc:
             raise self._wrong(at, exc.message, exc.hint) from exc
         served = [*self.config.models, *self.aliases, *VIRTUAL]
+        if ref.kind == "name" and text in zoo():
+            return  # `tiny-math` is short for `zoo:tiny-math`
         if ref.kind == "name" or ref.provider == "auto":
             raise self._wrong(
                 at,
@@ -219,7 +221,8 @@ class _Check:
             if child not in self.config.models:
                 continue
             # `openai/gpt: openai/gpt` gives a reference its own name; `a: a` means nothing
-            if child == name and at[2:] in ((), ("target",)) and refs.parse(text).kind != "name":
+            alone = child == name and at[2:] in ((), ("target",))
+            if alone and (refs.parse(text).kind != "name" or text in zoo()):
                 continue
             yield child
 

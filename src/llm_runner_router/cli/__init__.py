@@ -48,8 +48,7 @@ def _run(args: list[str]) -> int:
     try:
         result = llmrr.main(args, prog_name="llmrr", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.Abort:
-        print(file=sys.stderr)
+    except click.Abort:  # how click tells Ctrl-C, after ending the line
         return INTERRUPTED
     except click.UsageError as exc:
         hint = f"{exc.ctx.command_path} --help" if exc.ctx is not None else "llmrr --help"
@@ -72,7 +71,7 @@ def _run(args: list[str]) -> int:
 
 
 def _complain(message: str, hint: str | None) -> None:
-    from .show import note
+    from .output import note
 
     note("error", " ".join(message.split()))
     if hint:

@@ -10,7 +10,7 @@ import click
 from llm_runner_router.config import Config, Node
 from llm_runner_router.errors import ConfigError
 
-from . import show
+from . import output
 from .group import Verbs, place
 
 
@@ -36,13 +36,13 @@ def check(file: Path | None, as_json: bool) -> int:
     missing = missing_variables(config)
     if as_json:
         found = {"file": str(path) if path else None, "serves": names, "missing": missing}
-        show.json(found)
+        output.json(found)
         return 0
     print(f"{path or 'no file; the defaults'}: ok")
     print(f"listens on {config.server.host}:{config.server.port} and serves:")
-    show.pairs(list(names.items()), "  ")
+    output.pairs(list(names.items()), "  ")
     for variable, setting in missing.items():
-        show.note("warning", f"{setting} wants the variable `{variable}`, which is not set here")
+        output.note("warning", f"{setting} wants the variable `{variable}`, which is not set here")
     return 0
 
 
@@ -51,7 +51,7 @@ def schema() -> int:
     """Print the JSON Schema of the file, for editors and other checkers."""
     from llm_runner_router import config_schema
 
-    show.json(config_schema.schema())
+    output.json(config_schema.schema())
     return 0
 
 

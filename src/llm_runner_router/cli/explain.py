@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from llm_runner_router.types import Candidate, Decision
 
-from . import asking, client, show
+from . import asking, client, output
 from .group import Place, Verb, place
 from .quick import read_prompt
 
@@ -41,7 +41,7 @@ def command(prompt: tuple[str, ...], model: str, tools: bool, as_json: bool) -> 
     """Tell which model would answer PROMPT, and why. Nothing is asked and nothing is loaded."""
     explained = _explain(place(), read_prompt(prompt), model, tools)
     if as_json:
-        show.json(explained)
+        output.json(explained)
         return 0
     if explained.decision is None:
         print(f"{explained.model} answers itself; there is nothing to choose")
@@ -64,7 +64,7 @@ def _explain(where: Place, text: str, model: str, tools: bool) -> Explained:
 
 def _print(decision: Decision) -> None:
     confidence = f" ({decision.confidence:.0%} sure)" if decision.confidence is not None else ""
-    show.pairs(
+    output.pairs(
         [
             ("chosen", decision.chosen),
             ("because", decision.reason),
@@ -77,7 +77,7 @@ def _print(decision: Decision) -> None:
     print()
     head = ("MODEL", "SCORE", "QUALITY", "COST", "SECONDS", "REJECTED")
     rows = [_row(candidate, decision.chosen) for candidate in decision.candidates]
-    show.table(head, rows, numbers=("SCORE", "QUALITY", "COST", "SECONDS"))
+    output.table(head, rows, numbers=("SCORE", "QUALITY", "COST", "SECONDS"))
 
 
 def _row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
         ("* " if candidate.name == chosen else "  ") + candidate.name,
         "" if candidate.rejected else f"{candidate.score:.3f}",
         "" if candidate.quality is None else f"{candidate.quality:.0%}",
-        "" if candidate.cost is None else show.money(candidate.cost),
+        "" if candidate.cost is None else output.money(candidate.cost),
         "" if candidate.seconds is None else f"{candidate.seconds:.2f}",
         candidate.rejected or "",
     )

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from . import asking, show
+from . import asking, output
 from .group import Verb, place
 
 
@@ -39,12 +39,12 @@ def command(
         for piece in speech:
             pieces.append(piece)
             if not as_json:
-                print(show.safe(piece), end="", flush=True)
+                print(output.safe(piece), end="", flush=True)
     if as_json:
-        show.json({"answer": "".join(pieces), **facts_json(speech.facts)})
+        output.json({"answer": "".join(pieces), **facts_json(speech.facts)})
         return 0
     print()
-    show.dim(line(speech.facts))
+    output.dim(line(speech.facts))
     return 0
 
 
@@ -70,9 +70,9 @@ def line(facts: asking.Facts) -> str:
         facts.target,
         facts.reason,
         f"{speed:.0f} tok/s" if speed else "",
-        show.money(facts.cost),
+        output.money(facts.cost),
     ]
-    return " · ".join(show.safe(part) for part in parts if part)
+    return " · ".join(output.safe(part) for part in parts if part)
 
 
 def facts_json(facts: asking.Facts) -> dict[str, object]:

@@ -12,7 +12,7 @@ from llm_runner_router.errors import RunnerError
 from llm_runner_router.home import find
 from llm_runner_router.units import format_duration
 
-from . import asking, show
+from . import asking, output
 from .group import Verb, place
 from .repl import Chat, Lines, act, is_command
 
@@ -88,9 +88,9 @@ def _talk(voice: asking.Voice, chat: Chat) -> None:
                 continue
             chat = _turn(voice, chat, text)
         except RunnerError as exc:
-            show.note("error", exc.message)
+            output.note("error", exc.message)
             if exc.hint:
-                show.note("hint", exc.hint)
+                output.note("hint", exc.hint)
 
 
 def _turn(voice: asking.Voice, chat: Chat, text: str) -> Chat:
@@ -101,7 +101,7 @@ def _turn(voice: asking.Voice, chat: Chat, text: str) -> Chat:
         _answer(voice, asked, pieces.append)
     except KeyboardInterrupt:
         print()
-        show.dim("stopped")
+        output.dim("stopped")
     return asked.answered("".join(pieces))
 
 
@@ -111,10 +111,10 @@ def _answer(
     with voice.ask(chat.model, chat.messages, chat.options) as speech:
         for piece in speech:
             keep(piece)
-            print(show.safe(piece), end="", flush=True)
+            print(output.safe(piece), end="", flush=True)
     print()
     if chat.verbose:
-        show.dim(figures(speech.facts))
+        output.dim(figures(speech.facts))
 
 
 def figures(facts: asking.Facts) -> str:
@@ -133,8 +133,8 @@ def figures(facts: asking.Facts) -> str:
         rows.append(("from cache", f"{timings['cache_n']} tokens"))
     rows.append(("answered by", facts.target))
     rows.append(("because", facts.reason))
-    rows.append(("cost", show.money(facts.cost)))
-    return "\n".join(f"{name.ljust(12)} {show.safe(value)}" for name, value in rows if value)
+    rows.append(("cost", output.money(facts.cost)))
+    return "\n".join(f"{name.ljust(12)} {output.safe(value)}" for name, value in rows if value)
 
 
 def _reader() -> Callable[[str], str]:
@@ -155,6 +155,6 @@ def _reader() -> Callable[[str], str]:
         home.create().history.touch(mode=0o600)
         history = FileHistory(str(home.history))
     except (OSError, RunnerError):
-        show.note("warning", f"what you type is not kept: cannot write `{home.history}`")
+        output.note("warning", f"what you type is not kept: cannot write `{home.history}`")
     session: PromptSession[str] = PromptSession(history=history, key_bindings=keys)
     return session.prompt

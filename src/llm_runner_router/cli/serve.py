@@ -12,7 +12,7 @@ import msgspec
 from llm_runner_router import __version__
 from llm_runner_router.config import Config
 
-from . import show
+from . import output
 from .group import Place, Verb, place
 
 if TYPE_CHECKING:
@@ -33,10 +33,11 @@ def command(pin: tuple[str, ...], quiet: bool) -> int:
     Running answers may finish first (`server.drain`); a second Ctrl-C ends them. Without a
     configuration it serves the built-in models and `auto`, on this machine only.
     """
+    config = configuration(place(), pin)
+    # After the configuration: a mistake in it is told at once.
     from llm_runner_router import home, server
     from llm_runner_router.app import App
 
-    config = configuration(place(), pin)
     made: list[App] = []
 
     def make(key: Key) -> App:
@@ -71,7 +72,7 @@ def configuration(where: Place, pin: tuple[str, ...]) -> Config:
 def greeting(ready: Ready, names: list[str]) -> str:
     """What is served where, where the key is, and two ways to ask."""
     more = f" … ({len(names)} in all)" if len(names) > MAX_NAMES else ""
-    listed = ", ".join(show.safe(name) for name in names[:MAX_NAMES]) + more
+    listed = ", ".join(output.safe(name) for name in names[:MAX_NAMES]) + more
     in_variable = ready.key.name == "env"
     path = str(ready.home.key)
     value = "$LLMRR_API_KEY" if in_variable else f"$(cat {shlex.quote(path)})"

@@ -33,7 +33,7 @@ class _Model(Struct, frozen=True):
 class _Prompt(Struct, frozen=True):
     prompt: str | None = None
     model: str = "auto"
-    messages: msgspec.Raw | None = None
+    messages: msgspec.Raw = msgspec.Raw()  # `Raw | None` would take null only
 
 
 class _Explained(Struct, frozen=True):
@@ -101,7 +101,7 @@ class AdminRoutes:
     async def _explain(self, exchange: Exchange, caller: str) -> None:
         body = await self._read(exchange)
         asked = parse(_prompt, body)
-        if asked.messages is not None:
+        if bytes(asked.messages) not in (b"", b"null"):
             request = openai_chat.decode(body)
         elif asked.prompt is not None:
             check_model(asked.model)

@@ -1,0 +1,103 @@
+"""`llmrr ls`: every name that can be asked, with the facts one chooses by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from llm_runner_router.errors import RunnerError
+from llm_runner_router.types import Capabilities, ModelCard
+
+from . import asking, client, output
+from .group import Place, Verb, place
+
+TOP_SCORES = 3
+"""Scores shown in the table; `show` has them all."""
+
+
+@click.command("ls", cls=Verb)
+@click.option("--json", "as_json", is_flag=True, help="The cards as JSON.")
+def command(as_json: bool) -> int:
+    """List the models that can be asked, of the running server or of the configuration."""
+    found = cards(place())
+    if as_json:
+        output.json(found)
+        return 0
+    head = ("MODEL", "KIND", "SIZE", "CONTEXT", "$/M IN", "$/M OUT", "TOOLS", "JSON", "GOOD AT")
+    output.table(head, [_row(c) for c in found], numbers=("SIZE", "CONTEXT", "$/M IN", "$/M OUT"))
+    return 0
+
+
+def cards(where: Place) -> list[ModelCard]:
+    """A card for every served name.
+
+    The server's list of names counts; facts it does not tell come from the same configuration
+    read here.
+    """
+    server = client.running(where)
+    if server is None:
+        return local_cards(where)
+    listed: list[dict[str, Any]] = server.get("/v1/models")["data"]
+    try:
+        known = {card.name: card for card in local_cards(where)}
+    except RunnerError:  # the server may run with another configuration than the one found here
+        known = {}
+    return [known.get(model["id"]) or _told(model) for model in listed]
+
+
+def local_cards(where: Place) -> list[ModelCard]:
+    """The cards of what the configuration serves, without a server.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    from llm_runner_router.app import App
+
+    return list(App(asking.load(where)).cards())
+
+
+def _told(model: dict[str, Any]) -> ModelCard:
+    return ModelCard(
+        name=model["id"],
+        local=model.get("owned_by") == "local",
+        description=model.get("description", ""),
+        context=model.get("context_length", 0),
+    )
+
+
+def kind(card: ModelCard) -> str:
+    """`virtual`, `local` or `remote`."""
+    from llm_runner_router.config_check import VIRTUAL
+
+    if card.name in VIRTUAL:
+        return "virtual"
+    return "local" if card.local else "remote"
+
+
+def scores(card: ModelCard, most: int = TOP_SCORES) -> str:
+    """The best scores: `arithmetic 99%, compare 98%`."""
+    best = sorted(card.scores.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return ", ".join(f"{task} {score:.0%}" for task, score in best)
+
+
+def abilities(capabilities: Capabilities) -> list[str]:
+    """The names of what a model can do."""
+    return [name for name, able in msgspec.structs.asdict(capabilities).items() if able]
+
+
+def _row(card: ModelCard) -> tuple[str, ...]:
+    price = card.price
+    virtual = kind(card) == "virtual"
+    return (
+        output.safe(card.name),
+        kind(card),
+        output.count(card.parameters) if card.parameters else "",
+        str(card.context) if card.context else "",
+        "" if price is None else f"{price.input:g}",
+        "" if price is None else f"{price.output:g}",
+        "" if virtual else ("yes" if card.capabilities.tools else "no"),
+        "" if virtual else ("yes" if card.capabilities.json else "no"),
+        card.description if virtual else scores(card),
+    )

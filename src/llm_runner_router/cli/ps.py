@@ -1,0 +1,65 @@
+"""`llmrr ps`: the runner processes of the server, and how they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from llm_runner_router.units import format_duration, format_size
+
+from . import client, output
+from .group import Verb, place
+
+HEAD = (
+    *("MODEL", "STATE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
+    *("QUEUE", "ACTIVE", "SERVED", "EXPIRES"),
+)
+NUMBERS = ("PID", "THREADS", "MEMORY", "TOK/S", "QUEUE", "ACTIVE", "SERVED", "EXPIRES")
+
+
+@click.command("ps", cls=Verb)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(as_json: bool) -> int:
+    """Show the loaded models: process, threads, memory, speed, queue, and when they go."""
+    found = client.connect(place()).get("/llmrr/ps")
+    if as_json:
+        output.json(found)
+        return 0
+    rows = [row(runner) for runner in found]
+    if not rows:
+        print("no model is loaded; the first request loads one")
+        return 0
+    output.table(HEAD, rows, numbers=NUMBERS)
+    return 0
+
+
+def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
+    """One runner as cells; what is not known is empty."""
+    speed = runner.get("tokens_per_second")
+    memory = runner.get("memory")
+    return (
+        output.safe(str(runner.get("name", ""))),
+        str(runner.get("state", "")),
+        _number(runner.get("pid")),
+        _number(runner.get("threads")),
+        str(runner.get("wait_policy") or ""),
+        format_size(memory) if memory else "",
+        f"{speed:.0f}" if speed else "",
+        _number(runner.get("queued")),
+        _number(runner.get("active")),
+        _number(runner.get("served")),
+        _expires(runner),
+    )
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _expires(runner: Mapping[str, Any]) -> str:
+    if runner.get("pinned"):
+        return "pinned"
+    seconds = runner.get("expires_in")
+    return "" if seconds is None else f"in {format_duration(max(0.0, seconds))}"
