@@ -1,0 +1,122 @@
+"""The library's verbs with real models, with and without `async`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psutil
+import pytest
+
+from llm_runner_router import LLMRouter, SyncLLMRouter
+from llm_runner_router.errors import BadRequest, ModelFileError, UnknownModel
+
+pytestmark = [pytest.mark.engine]
+
+
+def runners() -> list[psutil.Process]:
+    return [
+        p
+        for p in psutil.Process().children(recursive=True)
+        if any("llm_runner_router.engine" in part for part in p.cmdline())
+    ]
+
+
+async def test_quick_answers_and_leaves_nothing() -> None:
+    reply = await LLMRouter.quick("What is 12 + 30?", temperature=0)
+    assert "42" in str(reply)
+    assert reply.model.startswith("zoo:tiny-")
+    assert reply.reason
+    assert reply.cost == 0.0
+    assert runners() == []
+
+
+async def test_advanced_streams_with_fallbacks() -> None:
+    stream = await LLMRouter.advanced(
+        prompt="What is 7 + 5?",
+        model="zoo:tiny-math",
+        temperature=0,
+        max_tokens=32,
+        stream=True,
+        cache=True,
+        fallbacks=["zoo:tiny-general"],
+    )
+    text = "".join([token async for token in stream])
+    assert "12" in text
+    assert stream.reply.text == text
+    assert runners() == []
+
+
+async def test_a_stream_that_is_left_early_leaves_nothing() -> None:
+    stream = await LLMRouter.advanced(
+        prompt="Tell me a short story about a cat.", model="zoo:tiny-chat", stream=True
+    )
+    async with stream:
+        async for _ in stream:
+            break
+    assert runners() == []
+
+
+async def test_load_stream_unload() -> None:
+    model = await LLMRouter.load("zoo:tiny-math")
+    tokens = [token async for token in model.stream("What is 12 + 30?", temperature=0)]
+    assert len(tokens) > 1
+    assert "42" in "".join(tokens)
+    assert len(runners()) >= 1
+    await model.unload()
+    assert runners() == []
+
+
+async def test_a_router_of_some_models() -> None:
+    async with LLMRouter(models=["zoo:tiny-math", "zoo:tiny-text"], strategy="balanced") as router:
+        decision = await router.explain("What is 12 + 30?")
+        assert decision is not None
+        assert decision.chosen == "zoo:tiny-math"
+        first, second = await asyncio.gather(
+            router.complete("What is 12 + 30?", temperature=0),
+            router.complete("Reverse the word lemon.", temperature=0),
+        )
+        assert (first.model, second.model) == ("zoo:tiny-math", "zoo:tiny-text")
+        kept = await router.complete("What is 9 + 9?", cache=True, temperature=0)
+        again = await router.complete("What is 9 + 9?", cache=True, temperature=0)
+        assert kept.text == again.text
+        chat = await router.chat(
+            [
+                {"role": "user", "content": "Reverse the word lemon."},
+                {"role": "assistant", "content": first.text},
+                {"role": "user", "content": "What is 3 + 4?"},
+            ],
+            temperature=0,
+        )
+        assert chat.text
+    assert runners() == []
+
+
+async def test_embeddings() -> None:
+    async with LLMRouter() as router:
+        one, two = await router.embed(["a cat", "a dog"], model="zoo:tiny-chat")
+    assert len(one) == len(two) > 0
+    assert one != two
+
+
+def test_the_same_without_async() -> None:
+    assert "42" in SyncLLMRouter.quick("What is 12 + 30?", temperature=0).text
+    with SyncLLMRouter(["zoo:tiny-math"]) as router:
+        with router.stream("What is 7 + 5?", temperature=0) as stream:
+            text = "".join(stream)
+        assert "12" in text
+        assert router.complete("2 + 2", temperature=0).usage is not None
+    with SyncLLMRouter.load("zoo:tiny-math") as model:
+        assert "12" in "".join(model.stream("7 + 5", temperature=0))
+    assert runners() == []
+
+
+async def test_what_goes_wrong_says_what_to_do() -> None:
+    with pytest.raises(UnknownModel, match="tiny-math"):
+        await LLMRouter.load("zoo:tiny-maths")
+    with pytest.raises(ModelFileError, match="missing"):
+        await LLMRouter.load("./missing.gguf")
+    with pytest.raises(BadRequest, match="unknown strategy"):
+        LLMRouter(strategy="best")
+    with pytest.raises(BadRequest, match="unknown option"):
+        await LLMRouter.quick("hi", temprature=0)  # type: ignore[call-arg]  # that is the point
+    assert runners() == []
