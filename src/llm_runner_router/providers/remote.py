@@ -1,0 +1,356 @@
+"""A model behind a URL that speaks OpenAI's dialect, as a `Target` and an `Embedder`.
+
+Knows: one account (URL, key, headers), one model, how to turn a failure into an error that names
+the target and tells no key. Does not know: other targets, retries, whether the URL is a provider's
+or a runner process's of our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from llm_runner_router.config import Secret
+from llm_runner_router.errors import (
+    BadRequest,
+    BadResponse,
+    ConfigError,
+    RunnerError,
+    StreamBroken,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from llm_runner_router.types import Call, Delta, Embeddings, EmbedRequest, Origin, Price, Request
+
+from .dialects import openai
+from .hosts import Host
+from .http import HttpClient, Response, Timeouts
+from .reader import StreamReader
+
+T = TypeVar("T")
+
+MAX_BODY = 64 * 1024 * 1024
+MAX_ERROR_BODY = 64 * 1024
+WHOLE = 5
+"""A whole answer may take this many times as long to begin as a streamed one: it begins when all
+of its tokens are there."""
+AFTER_FINISH = 2.0
+"""Seconds of silence after the last finish reason until a missing `[DONE]` is not waited for."""
+SETTLE = 0.1
+"""Seconds that a response gets to end after `[DONE]`, so that its connection can be kept."""
+
+_SECRET_HEADER = re.compile(r"key|auth|token|secret|cookie", re.IGNORECASE)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[0-9a-f-]{1,200})?")
+_ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class RemoteTarget:
+    """One model at one OpenAI-compatible base URL.
+
+    Args:
+        name: the target's name, for example `openai/gpt-4o-mini`.
+        base_url: up to and including the version, for example `https://api.openai.com/v1`.
+        api_key: sent in the host's header and nowhere else; never part of a message or a repr.
+        model: the model's name on the wire.
+        host: facts about the host; default is OpenAI's own way.
+        price: what it costs; goes into `Origin`.
+        timeouts: limits on silence.
+        local: it is a runner of ours.
+        headers: further request headers.
+
+    Raises:
+        ConfigError: no such URL, or a key or header that cannot be sent.
+    """
+
+    def __init__(  # noqa: PLR0913 - an account has that many facts; all are keywords
+        self,
+        *,
+        name: str,
+        base_url: str,
+        model: str,
+        client: HttpClient,
+        api_key: Secret | None = None,
+        host: Host | None = None,
+        price: Price | None = None,
+        timeouts: Timeouts | None = None,
+        local: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._client = client
+        host = host or Host(name="openai")
+        self._quirks = host.quirks
+        self._base, self._query = _split(base_url or host.base_url, host, model)
+        self._urls: dict[str, str] = {}
+        self._timeouts = timeouts or Timeouts()
+        self._whole = msgspec.structs.replace(
+            self._timeouts, first_byte=self._timeouts.first_byte * WHOLE
+        )
+        self._origin = Origin(target=name, model=model, local=local, price=price)
+        key = api_key.reveal().strip() if api_key else ""
+        self._fixed = _fixed_headers(host, key, headers or {})
+        self._secrets = _secrets(key, headers or {})
+
+    @property
+    def name(self) -> str:
+        """The target's name, unique in an app."""
+        return self._name
+
+    def __repr__(self) -> str:
+        """Without key and headers."""
+        return f"RemoteTarget({self._name!r}, {self._base!r}, {self._model!r})"
+
+    # ------------------------------------------------------------ answering
+
+    @asynccontextmanager
+    async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Send the request and give its deltas; leaving early closes the connection.
+
+        Raises:
+            RunnerError: on entering or while iterating; `target` names this one. A stream that
+                breaks off raises and never just ends.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                wire = openai.build_request(request, self._model, self._quirks)
+                response = await stack.enter_async_context(
+                    self._client.stream(
+                        "POST",
+                        self._url(wire.path),
+                        headers=self._headers(call, request.stream),
+                        body=wire.body,
+                        timeouts=self._timeouts if request.stream else self._whole,
+                        deadline=call.deadline,
+                    )
+                )
+                dialect = openai.CHAT if wire.path.startswith("/chat") else openai.COMPLETIONS
+                deltas = await self._begin(response, request, dialect)
+            except RunnerError as exc:
+                self._own(exc)
+                raise
+            # Outside of the `try`: an error in the reader's block is not this target's.
+            yield deltas
+            if isinstance(deltas, _Stream) and deltas.done:
+                await response.settle(SETTLE)
+
+    async def _begin(
+        self, response: Response, request: Request, dialect: str
+    ) -> AsyncIterator[Delta]:
+        if response.status != 200:
+            raise await self._refusal(response)
+        kind = (response.header("content-type") or "").lower()
+        if request.stream and "json" not in kind:
+            if "html" in kind:
+                raise BadResponse("a web page came instead of a stream of events")
+            reader = StreamReader(dialect, request.sampling.n, self._redact)
+            return _Stream(response, reader, self._origin, self._own)
+        body = await response.read(MAX_BODY)
+        deltas = self._parsed(lambda data: openai.parse_body(data, dialect), body)
+        first = msgspec.structs.replace(deltas[0], origin=self._origin)
+        return _Ready((first, *deltas[1:]))
+
+    async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
+        """Embed every input of `request`.
+
+        Raises:
+            RunnerError: as `open` does.
+        """
+        try:
+            wire = openai.build_embed(request, self._model)
+            async with self._client.stream(
+                "POST",
+                self._url(wire.path),
+                headers=self._headers(call, stream=False),
+                body=wire.body,
+                timeouts=self._whole,
+                deadline=call.deadline,
+            ) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                body = await response.read(MAX_BODY)
+            count = len(request.inputs)
+            found = self._parsed(lambda data: openai.parse_embed(data, count), body)
+        except RunnerError as exc:
+            self._own(exc)
+            raise
+        return msgspec.structs.replace(found, origin=self._origin)
+
+    async def _refusal(self, response: Response) -> RunnerError:
+        """The error that a response other than 200 means."""
+        try:
+            body = await response.read(MAX_ERROR_BODY)
+        except (BadResponse, StreamBroken, UpstreamTimeout):
+            body = b""  # its status says enough
+        return openai.parse_error(
+            response.status, response.header, self._redact(body), now=time.time()
+        )
+
+    # ------------------------------------------------------------ what is sent
+
+    def _url(self, path: str) -> str:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = f"{self._base}{path}{self._query}"
+        return url
+
+    def _headers(self, call: Call, stream: bool) -> list[tuple[str, str]]:
+        headers = [*self._fixed, ("Accept", "text/event-stream" if stream else "application/json")]
+        if _ID.fullmatch(call.id):
+            headers.append(("X-Request-Id", call.id))
+        if call.traceparent is not None and _TRACEPARENT.fullmatch(call.traceparent):
+            headers.append(("Traceparent", call.traceparent))
+        return headers
+
+    # ------------------------------------------------------------ what is told
+
+    def _redact(self, data: bytes) -> bytes:
+        for secret in self._secrets:
+            data = data.replace(secret.encode(), b"***")
+        return data
+
+    def _parsed(self, parse: Callable[[bytes], T], data: bytes) -> T:
+        """`parse(data)`; if that fails, the failure of the redacted data.
+
+        The second try stands outside the first one's handler, so that the error which quotes the
+        secret is not kept in the context of the error that does not.
+        """
+        with contextlib.suppress(RunnerError):
+            return parse(data)
+        return parse(self._redact(data))
+
+    def _own(self, error: RunnerError) -> RunnerError:
+        """`error`, with this target's name and without its key."""
+        if error.target is None:
+            error.target = self._name
+            if not isinstance(error, BadRequest):
+                error.message = f"{self._name}: {error.message}"
+        for attribute in ("message", "hint", "param", "code"):
+            text = getattr(error, attribute)
+            for secret in self._secrets if text else ():
+                text = text.replace(secret, "***")
+            setattr(error, attribute, text)
+        error.args = (error.message,)
+        return error
+
+
+class _Ready:
+    """Deltas that are all there."""
+
+    __slots__ = ("_deltas",)
+
+    def __init__(self, deltas: tuple[Delta, ...]) -> None:
+        self._deltas = iter(deltas)
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        for delta in self._deltas:
+            return delta
+        raise StopAsyncIteration
+
+
+class _Stream:
+    """Deltas as they arrive; several events of one network chunk are parsed in one go."""
+
+    __slots__ = ("_chunks", "_origin", "_own", "_pending", "_reader", "_response")
+
+    def __init__(
+        self,
+        response: Response,
+        reader: StreamReader,
+        origin: Origin,
+        own: Callable[[RunnerError], RunnerError],
+    ) -> None:
+        self._response = response
+        self._chunks = response.chunks()
+        self._reader = reader
+        self._origin: Origin | None = origin
+        self._own = own
+        self._pending: deque[Delta] = deque()
+
+    @property
+    def done(self) -> bool:
+        """The stream ended cleanly."""
+        return self._reader.done and self._reader.failure is None
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._pending:
+            reader = self._reader
+            if reader.done:
+                self._pending.extend(reader.end())
+                if self._pending:
+                    break
+                if reader.failure is not None:
+                    raise self._own(reader.failure)
+                raise StopAsyncIteration
+            await self._more()
+        delta = self._pending.popleft()
+        if self._origin is not None:
+            delta = msgspec.structs.replace(delta, origin=self._origin)
+            self._origin = None
+        return delta
+
+    async def _more(self) -> None:
+        """Read on; the end of the bytes, good or bad, is judged by the reader."""
+        reader = self._reader
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self._pending.extend(reader.end())
+        except UpstreamError as exc:
+            self._pending.extend(reader.end(exc))
+        except RunnerError as exc:
+            self._own(exc)
+            raise
+        else:
+            self._pending.extend(reader.feed(chunk))
+            if reader.finished:
+                self._response.limit_idle(AFTER_FINISH)
+
+
+def _split(base_url: str, host: Host, model: str) -> tuple[str, str]:
+    """What comes before and after the path of a request."""
+    if not base_url:
+        raise ConfigError(
+            f"the provider {host.name!r} needs a base_url", hint=host.docs or "set base_url"
+        )
+    base, _, query = base_url.partition("?")
+    prefix = host.path.replace("{model}", quote(model, safe=""))
+    query = "&".join(filter(None, (query, "" if query else host.query)))
+    return base.rstrip("/") + prefix, f"?{query}" if query else ""
+
+
+def _fixed_headers(host: Host, key: str, given: Mapping[str, str]) -> list[tuple[str, str]]:
+    headers = {"content-type": ("Content-Type", "application/json")}
+    headers["user-agent"] = ("User-Agent", "llm-runner-router")
+    if key:
+        if not key.isascii() or not key.isprintable():
+            raise ConfigError(f"the API key of {host.name!r} has characters no key has")
+        headers[host.key_header.lower()] = (host.key_header, f"{host.key_prefix}{key}")
+    for name, value in given.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", value):
+            raise ConfigError(f"the header {name!r} cannot be sent")
+        headers[name.lower()] = (name, value)
+    for name in ("accept", "host", "content-length", "transfer-encoding", "connection"):
+        headers.pop(name, None)  # these belong to the request itself
+    return list(headers.values())
+
+
+def _secrets(key: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """What must not be told, longest first, so that a part is not replaced before the whole."""
+    found = {key} | {value for name, value in headers.items() if _SECRET_HEADER.search(name)}
+    found |= {value.rpartition(" ")[2] for value in found}
+    return tuple(sorted((v for v in found if len(v) >= 4), key=len, reverse=True))
