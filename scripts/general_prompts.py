@@ -35,7 +35,8 @@ _TOPIC_ASKS = (
 )  # fmt: skip
 _CODE_ASKS = (
     "Write a {l} function to {j}.", "How do I {j} in {l}?", "Show me how to {j} using {l}.",
-    "Why does my {l} code to {j} fail with an index error?", "What is the fastest way to {j} in {l}?",
+    "Why does my {l} code to {j} fail with an index error?",
+    "What is the fastest way to {j} in {l}?",
 )  # fmt: skip
 _PAIRS = (
     ("Python", "Java"), ("cats", "dogs"), ("London", "Paris"), ("React", "Vue"), ("tea", "coffee"),
@@ -43,7 +44,8 @@ _PAIRS = (
     ("a lease", "a rental agreement"), ("Mars", "Venus"), ("gold", "silver"), ("GDP", "GNP"),
 )  # fmt: skip
 _PAIR_ASKS = (
-    "What is the difference between {a} and {b}?", "Compare {a} and {b}.", "Is {a} better than {b}?",
+    "What is the difference between {a} and {b}?", "Compare {a} and {b}.",
+    "Is {a} better than {b}?",
     "Which is better, {a} or {b}?", "Which is bigger, {a} or {b}?", "Is {a} larger than {b}?",
     "Should I choose {a} or {b}?", "{a} or {b}?", "Compare {a} with {b} in a table.",
 )  # fmt: skip

@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "scripts")]
 
 from general_prompts import general_prompts  # noqa: E402
-from llm_runner_router.strategies import tasks  # noqa: E402
 from zoo.sample import Draw, Split  # noqa: E402
 from zoo.tasks import TASKS  # noqa: E402
+
+from llm_runner_router.strategies import tasks  # noqa: E402
 
 TARGET = ROOT / "src/llm_runner_router/strategies/tasks.json"
 BY_STRUCTURE = ("tool_call", "tool_result")  # decided by the request's shape, not by text
@@ -103,6 +104,7 @@ def vocabulary(texts: Iterable[str]) -> dict[str, int]:
 
 
 def item(text: str, label: int, rows: dict[str, int]) -> Item:
+    """A text as rows of the weights; the novelty counts words without a row."""
     text = tasks.clip(text)
     words = tasks.tokens(text)
     unknown = sum(word not in rows for word in words)
@@ -119,6 +121,7 @@ class Model:
         self.bias = [0.0] * len(CLASSES)
 
     def logits(self, one: Item) -> list[float]:
+        """One number per class, as `tasks.Head` computes it."""
         grams, shape, _ = one
         total = list(self.bias)
         scale = 1 / math.sqrt(len(grams) or 1)
@@ -147,6 +150,7 @@ class Model:
 
 
 def train(texts: Sequence[Text], rng: Random) -> tuple[Model, dict[str, int]]:
+    """A model and the row of every feature."""
     rows = vocabulary(text for text, _ in texts)
     print(f"{len(texts)} texts, {len(rows)} features", flush=True)
     items = [item(text, label, rows) for text, label in texts]
@@ -216,6 +220,7 @@ def calibrate(weights: tasks.Weights, texts: Sequence[Text]) -> float:
 
 
 def share(found: Sequence[tuple[int, float, int]]) -> float:
+    """Share of right answers, 0…1."""
     return sum(given == label for given, _, label in found) / max(len(found), 1)
 
 
@@ -230,6 +235,7 @@ def error_of_confidence(found: Sequence[tuple[int, float, int]]) -> float:
 
 
 def report(title: str, found: Sequence[tuple[int, float, int]]) -> None:
+    """Print accuracy per class, and with what each is confused."""
     print(f"{title}: {share(found):.2%} of {len(found)}, ECE {error_of_confidence(found):.3f}")
     for index, name in enumerate(CLASSES):
         here = [one for one in found if one[2] == index]
@@ -241,6 +247,7 @@ def report(title: str, found: Sequence[tuple[int, float, int]]) -> None:
 
 
 def main() -> None:
+    """Train twice (first to calibrate), judge, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--general", type=Path, help="folder of general prompts")
     parser.add_argument("--out", type=Path, default=TARGET)
@@ -285,7 +292,7 @@ def main() -> None:
     report("general text", on_general)
     note = (
         f"scripts/train_tasks.py: {share(on_held):.2%} right on {len(on_held)} held-out phrasings "
-        f"of the zoo's tasks, {share(on_general):.2%} of {len(on_general)} general prompts told apart"
+        f"of the zoo's tasks, {share(on_general):.2%} of {len(on_general)} general prompts"
     )
     data = msgspec.json.encode(msgspec.structs.replace(weights, made=note))
     draft = options.out.with_suffix(".tmp")

@@ -116,6 +116,12 @@ class LiveStats:
             tokens=f.tokens,
         )
 
+    def forget(self, name: str) -> None:
+        """Drop the figures of a target that is gone, unless a request is still in flight."""
+        figures = self._figures.get(name)
+        if figures is not None and not figures.in_flight:
+            del self._figures[name]
+
     def healthy(self, name: str, now: float) -> bool:
         """Whether `name` may be asked: not while it rests after failures in a row."""
         return is_healthy(self.snapshot(name), now)
