@@ -237,6 +237,19 @@ WRONG = {
         "llmrr.yaml:1: models.a.fallback[0].aliases: only a top-level entry can have aliases"
     ),
     "engine: {pin: [nobody]}": "llmrr.yaml:1: engine.pin[0]: no model is called `nobody`",
+    "providers: {zzz: {}}": ("llmrr.yaml:1: providers.zzz: unknown provider"),
+    "providers: {opnai: {}}": (
+        "llmrr.yaml:1: providers.opnai: unknown provider; did you mean `openai`?"
+    ),
+    "providers: {mine: {host: opnai}}": (
+        "llmrr.yaml:1: providers.mine.host: no host is called `opnai`; did you mean `openai`?"
+    ),
+    "providers: {azure: {}}": ("llmrr.yaml:1: providers.azure: this host has no common address"),
+    "models: {a: opnai/gpt-4o-mini}": (
+        "llmrr.yaml:1: models.a: no provider is called `opnai` (in `opnai/gpt-4o-mini`); "
+        "did you mean `openai`?"
+    ),
+    "models: {a: azure/gpt-4o-mini}": ("llmrr.yaml:1: models.a: `azure` has no common address"),
     "providers: {a/b: {base_url: 'http://x/v1'}}": (
         "llmrr.yaml:1: providers['a/b']: a provider's name may not contain `/` or `:`"
     ),

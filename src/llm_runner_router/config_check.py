@@ -106,10 +106,10 @@ class _Check:
         at: Where = ("providers", name)
         if "/" in name or ":" in name or not name.strip():
             raise self._wrong(at, "a provider's name may not contain `/` or `:`")
-        if provider.host is not None and provider.host not in self.hosts:
+        if provider.host is not None and provider.host.lower() not in self.hosts:
             near = meant(provider.host, self.hosts)
             raise self._wrong((*at, "host"), f"no host is called `{provider.host}`{near}")
-        host = self.hosts.get(provider.host or name)
+        host = self.hosts.get((provider.host or name).lower())
         if provider.base_url is None:
             if host is None:
                 raise self._wrong(at, f"unknown provider{meant(name, self.hosts)}", BASE_URL)
@@ -188,15 +188,17 @@ class _Check:
             known = [f"zoo:{name}" for name in zoo()]
             raise self._wrong(at, f"no built-in model is called `{text}`{meant(text, known)}")
         if ref.kind == "provider":
-            provider = ref.provider or ""
-            if provider not in self.config.providers and provider not in self.hosts:
+            provider = (ref.provider or "").lower()
+            if ref.provider in self.config.providers:
+                return
+            if provider not in self.hosts:
                 known = [*self.config.providers, *self.hosts]
                 raise self._wrong(
                     at,
-                    f"no provider is called `{provider}` (in `{text}`){meant(provider, known)}",
+                    f"no provider is called `{ref.provider}` (in `{text}`){meant(provider, known)}",
                     f"add it under `providers:` with its `base_url`, or see {HOSTS_DOC}",
                 )
-            if provider not in self.config.providers and not self.hosts[provider].get("base_url"):
+            if not self.hosts[provider].get("base_url"):
                 raise self._wrong(at, f"`{provider}` has no common address", BASE_URL)
 
     def _cycles(self) -> None:

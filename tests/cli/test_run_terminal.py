@@ -17,6 +17,7 @@ import pytest
 from llm_runner_router.home import find
 from llm_runner_router.surfaces.testing import FakeGateway
 from llm_runner_router.testing import FakeTarget, Gate, deltas_of
+from llm_runner_router.testing.fakes import Step
 from llm_runner_router.types import Usage
 
 from .conftest import LLMRR, serving
@@ -145,7 +146,8 @@ def test_a_conversation(answer: FakeTarget) -> None:
 def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
     gate = Gate()
     first, *rest = deltas_of("it is 42")
-    slow = FakeTarget("m", lambda request, call: [first, gate, *rest])
+    script: list[Step] = [first, gate, *rest]
+    slow = FakeTarget("m", script)
     with serving(FakeGateway({"m": slow})), terminal("run", "m") as screen:
         screen.wait_for(READY)
         screen.type("What is it?\r")

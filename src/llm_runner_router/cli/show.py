@@ -1,0 +1,168 @@
+"""`llmrr show`: everything that is known about one name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from llm_runner_router import refs
+from llm_runner_router.config import Config, Node
+from llm_runner_router.errors import RunnerError
+from llm_runner_router.types import ModelCard
+from llm_runner_router.units import format_size
+
+from . import asking, output
+from .group import Verb, place
+from .ls import abilities, cards, kind
+
+
+@click.command("show", cls=Verb)
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(model: str, as_json: bool) -> int:
+    """Tell what is known about MODEL: card, file, scores per task, and where requests go.
+
+    MODEL is a name that is served, a built-in model, or a model file.
+    """
+    where = place()
+    config = asking.load(where)
+    name = _canonical(model, config)
+    listed = {card.name: card for card in cards(where)}
+    file = _file(name, config)
+    card = listed.get(name) or (file.card if file is not None else None)
+    if card is None:
+        card = _card_of(name, config)
+    routes = tree(name, config)
+    if as_json:
+        facts = None if file is None else _file_facts(file, text=False)
+        output.json({"card": card, "file": facts, "routes": routes})
+        return 0
+    _print(card, file, routes)
+    return 0
+
+
+def _canonical(name: str, config: Config) -> str:
+    """The name behind an alias, and `zoo:tiny-math` for its short form."""
+    from llm_runner_router.config_check import zoo
+
+    aliases = dict(config.aliases)
+    for own, node in config.models.items():
+        aliases |= {alias: own for alias in node.aliases} if isinstance(node, Node) else {}
+    name = aliases.get(name, name)
+    return f"zoo:{name}" if name not in config.models and name in zoo() else name
+
+
+def _card_of(name: str, config: Config) -> ModelCard:
+    """The card of a name that no list has, such as `openai/gpt-4o`.
+
+    Raises:
+        UnknownModel: with the nearest names.
+    """
+    from llm_runner_router.app import App
+
+    target = App(config, local_files=True).target(name)
+    return ModelCard(target.name)
+
+
+def _file(name: str, config: Config) -> Any:
+    """The model file behind a name, or None if there is none.
+
+    Raises:
+        RunnerError: the name is that of a file, and it cannot be read.
+    """
+    from llm_runner_router.models.resolve import resolve
+
+    entry = config.models.get(name)
+    if isinstance(entry, Node):
+        entry = entry.target
+    for _ in range(len(config.models) + 1):  # names may stand for names
+        following = config.models.get(entry or "")
+        if following is None or following == entry:
+            break
+        entry = following.target if isinstance(following, Node) else following
+    if entry is None and name in config.models:
+        return None
+    try:
+        ref = refs.parse(entry or name)
+        return resolve(ref) if ref.kind in ("zoo", "file") else None
+    except RunnerError:
+        if name in config.models:
+            return None  # the card still has something to tell
+        raise
+
+
+def tree(name: str, config: Config, depth: int = 0) -> list[str]:
+    """Where requests for `name` go, one line per node, indented."""
+    entry = config.models.get(name)
+    if entry is None:
+        return [("  " * depth) + name]
+    return [("  " * depth) + name, *_below(entry, config, depth + 1)]
+
+
+def _below(entry: str | Node, config: Config, depth: int) -> list[str]:
+    pad = "  " * depth
+    if isinstance(entry, str):
+        return tree(entry, config, depth)
+    if entry.target is not None:
+        return tree(entry.target, config, depth)
+    if entry.weighted:
+        lines = [f"{pad}weighted" + (f", sticky by {entry.sticky}" if entry.sticky else "")]
+        total = sum(entry.weighted.values())
+        for child, weight in entry.weighted.items():
+            first, *rest = tree(child, config, depth + 1)
+            lines += [f"{first}  ({weight / total:.0%})", *rest]
+        return lines
+    if entry.auto is not None:
+        lines = [f"{pad}auto, prefers {entry.auto.objective}"]
+        for child in entry.auto.models:
+            lines += tree(child, config, depth + 1)
+        return lines
+    lines = [pad + ("fallback, in order" if entry.fallback else "race, the first to answer")]
+    for node in entry.fallback or entry.race:
+        below = tree(node, config, depth + 1) if isinstance(node, str) else None
+        lines += below or _below(node, config, depth + 1)
+    return lines
+
+
+def _file_facts(file: Any, *, text: bool) -> dict[str, Any]:
+    """What the file says; the chat template only as its length."""
+    facts: dict[str, Any] = msgspec.to_builtins(file.info)
+    template = facts.pop("chat_template") or ""
+    facts["chat_template"] = f"{len(template)} characters" if text else template
+    return {"path": str(Path(file.path)), **facts}
+
+
+def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
+    price = card.price
+    paid = f"${price.input:g} in, ${price.output:g} out per million tokens" if price else ""
+    output.pairs(
+        [
+            ("name", output.safe(card.name)),
+            ("kind", kind(card)),
+            ("description", output.safe(card.description)),
+            ("parameters", output.count(card.parameters) if card.parameters else ""),
+            ("context", f"{card.context} tokens" if card.context else ""),
+            ("price", paid),
+            ("can", ", ".join(abilities(card.capabilities))),
+            ("speed", f"{card.speed:g} tok/s" if card.speed else ""),
+            ("license", output.safe(card.license)),
+            ("source", output.safe(card.source)),
+        ]
+    )
+    if card.scores:
+        print("\nscores")
+        best = sorted(card.scores.items(), key=lambda item: (-item[1], item[0]))
+        output.pairs([(task, f"{score:.1%}") for task, score in best], "  ")
+    if file is not None:
+        print("\nfile")
+        facts = _file_facts(file, text=True)
+        facts["bytes"] = format_size(facts["bytes"])
+        facts["types"] = ", ".join(f"{t} {format_size(n)}" for t, n in facts["types"].items())
+        shown = [(name, output.safe(str(value))) for name, value in facts.items() if value]
+        output.pairs(shown, "  ")
+    if len(routes) > 1:
+        print("\nroutes")
+        print("\n".join(f"  {output.safe(line)}" for line in routes))
