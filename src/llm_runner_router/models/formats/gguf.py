@@ -1,0 +1,355 @@
+"""Reads the header of a GGUF file: strictly, with every size bounded by the file itself.
+
+Knows: the layout of GGUF 2 and 3 and the metadata keys that matter here. Does not know: how the
+weights are used. Nothing is loaded: the file is mapped and only its header is touched; long arrays
+(the vocabulary) are stepped over.
+
+Files come from strangers. Native loaders have had out-of-bounds reads on headers like those refused
+here, so this runs in the parent before any native code sees the file.
+
+    magic "GGUF" · version u32 · tensors u64 · pairs u64
+    pairs:   key string · type u32 · value            string = length u64 + bytes
+    tensors: name string · dims u32 · ne u64×dims · type u32 · offset u64
+    padding to `general.alignment` · data (offsets count from here)
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from llm_runner_router.errors import ModelFileError
+from llm_runner_router.models.info import ModelInfo
+
+from .gguf_types import FORKS, KINDS
+
+MAGIC: Final = b"GGUF"
+MAX_STRING: Final = 16 * 1024 * 1024
+MAX_ALIGNMENT: Final = 1024 * 1024
+MAX_DIMS: Final = 4
+MAX_KEPT: Final = 4096
+"""Arrays of numbers up to this length are kept; longer ones are only measured."""
+
+_STRING, _ARRAY = 8, 9
+_SCALARS: Final[dict[int, str]] = {
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+Value = str | int | float | bool | tuple[int | float | bool, ...]
+
+
+class Skipped(Struct, frozen=True):
+    """An array that was stepped over: the type of its elements and how many there are."""
+
+    type: int
+    length: int
+
+
+class Tensor(Struct, frozen=True):
+    """One tensor: its shape, and where it lies counted from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    bytes: int
+
+
+class Header(Struct, frozen=True):
+    """All of a header."""
+
+    version: int
+    fields: dict[str, Value | Skipped]
+    tensors: tuple[Tensor, ...]
+    data: int
+    """Where the tensors' data begins, in bytes from the start of the file."""
+
+
+class _Bad(Exception):
+    """What is wrong, without the file's name."""
+
+
+def describe(path: Path) -> ModelInfo:
+    """The facts in the header of `path`, checked.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable or not a sound GGUF file; says why.
+    """
+    header, size = _open(path)
+    try:
+        return _info(header, size + sum(_open(p)[1] for p in _siblings(path, header)))
+    except _Bad as exc:
+        raise _error(path, exc) from None
+
+
+def read_header(path: Path) -> Header:
+    """The whole header of `path`, checked.
+
+    Raises:
+        ModelFileError: as `describe`.
+    """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[Header, int]:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < 24:
+                raise _Bad(f"it has {size} bytes, too few for a GGUF header")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Reader(data, size).header(), size
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"there is no model file `{path}`", hint="check the path, or `llmrr ls` for names"
+        ) from None
+    except OSError as exc:
+        raise ModelFileError(f"cannot read the model file `{path}`: {exc.strerror}") from exc
+    except _Bad as exc:
+        raise _error(path, exc) from None
+
+
+def _error(path: Path, exc: _Bad) -> ModelFileError:
+    return ModelFileError(
+        f"the model file `{path}` cannot be used: {exc}",
+        hint="download it again, or convert it anew",
+    )
+
+
+class _Reader:
+    """A cursor over the mapped file; every step is checked against the end."""
+
+    def __init__(self, data: mmap.mmap, size: int) -> None:
+        self._data = data
+        self._size = size
+        self._at = 0
+
+    def header(self) -> Header:
+        magic = self._data[:4]
+        if magic != MAGIC:
+            raise _Bad(f"it begins with {magic!r}, not with {MAGIC!r}: it is not a GGUF file")
+        self._at = 4
+        version = self._number("I")
+        if version not in (2, 3):
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            what = "a big-endian file" if swapped in (2, 3) else f"GGUF version {version}"
+            raise _Bad(f"{what} is not supported, only versions 2 and 3 in little-endian order")
+        tensors, pairs = self._number("Q"), self._number("Q")
+        self._room(pairs, 13, "metadata entries")
+        fields = dict(self._pairs(pairs))
+        self._room(tensors, 24, "tensors")
+        alignment = fields.get("general.alignment", 32)
+        if (
+            not isinstance(alignment, int)
+            or not 8 <= alignment <= MAX_ALIGNMENT
+            or alignment & (alignment - 1)
+        ):
+            raise _Bad(
+                f"`general.alignment` is {alignment!r}, not a power of two of 8 bytes to 1 MiB"
+            )
+        found = [self._tensor(alignment) for _ in range(tensors)]
+        start = -(-self._at // alignment) * alignment
+        _check_places(found, start, self._size)
+        return Header(version=version, fields=fields, tensors=tuple(found), data=start)
+
+    def _pairs(self, count: int) -> Iterator[tuple[str, Value | Skipped]]:
+        seen: set[str] = set()
+        for _ in range(count):
+            key = self._string("a metadata key")
+            if key in seen:
+                raise _Bad(f"the metadata key {key[:80]!r} stands there twice")
+            seen.add(key)
+            yield key, self._value(key, self._number("I"))
+
+    def _value(self, key: str, kind: int) -> Value | Skipped:
+        if kind == _STRING:
+            return self._string(f"`{key}`")
+        if kind == _ARRAY:
+            return self._array(key)
+        if kind not in _SCALARS:
+            raise _Bad(f"`{key}` has the unknown type {kind}")
+        return self._scalar(kind)
+
+    def _array(self, key: str) -> Value | Skipped:
+        kind, length = self._number("I"), self._number("Q")
+        if kind == _STRING:
+            self._room(length, 8, f"strings in `{key}`")
+            for _ in range(length):
+                self._skip_string(key)
+            return Skipped(kind, length)
+        if kind not in _SCALARS:
+            raise _Bad(f"`{key}` is an array of the type {kind}, which no array may hold")
+        width = struct.calcsize("<" + _SCALARS[kind])
+        self._room(length, width, f"numbers in `{key}`")
+        if length > MAX_KEPT:
+            self._at += length * width
+            return Skipped(kind, length)
+        return tuple(self._scalar(kind) for _ in range(length))
+
+    def _tensor(self, alignment: int) -> Tensor:
+        name = self._string("a tensor's name")
+        dims = self._number("I")
+        if not 1 <= dims <= MAX_DIMS:
+            raise _Bad(f"the tensor {name[:80]!r} has {dims} dimensions, not 1 to {MAX_DIMS}")
+        shape = tuple(self._number("Q") for _ in range(dims))
+        kind, offset = self._number("I"), self._number("Q")
+        if kind not in KINDS:
+            known = f" ({FORKS[kind]})" if kind in FORKS else ""
+            raise _Bad(f"the tensor {name[:80]!r} has type {kind}{known}, which this engine lacks")
+        _, block, width = KINDS[kind]
+        count = 1
+        for length in shape:
+            count *= length
+        # Python's integers do not wrap, so a product beyond the file is simply too large.
+        if count == 0 or count // block * width > self._size:
+            raise _Bad(f"the tensor {name[:80]!r} of shape {shape} is larger than the file")
+        if shape[0] % block:
+            raise _Bad(f"the rows of {name[:80]!r} ({shape[0]}) are no multiple of {block}")
+        if offset % alignment:
+            raise _Bad(f"the tensor {name[:80]!r} is not aligned to {alignment} bytes")
+        return Tensor(name, shape, kind, offset, count // block * width)
+
+    # ------------------------------------------------------------ steps
+
+    def _room(self, count: int, least: int, what: str) -> None:
+        """Refuse a count that cannot fit into what is left, before looping over it."""
+        if count * least > self._size - self._at:
+            raise _Bad(f"it claims {count} {what}, more than the file can hold")
+
+    def _number(self, code: str) -> int:
+        value = self._unpack(code)
+        assert isinstance(value, int)
+        return value
+
+    def _scalar(self, kind: int) -> int | float | bool:
+        return self._unpack(_SCALARS[kind])
+
+    def _unpack(self, code: str) -> int | float | bool:
+        try:
+            value: int | float | bool = struct.unpack_from("<" + code, self._data, self._at)[0]
+        except struct.error:
+            raise _Bad(f"it ends inside the header, at byte {self._size}") from None
+        self._at += struct.calcsize("<" + code)
+        return value
+
+    def _skip_string(self, what: str) -> tuple[int, int]:
+        length = self._number("Q")
+        if length > MAX_STRING:
+            raise _Bad(f"a string in {what[:80]} has {length} bytes, more than {MAX_STRING}")
+        start, end = self._at, self._at + length
+        if end > self._size:
+            raise _Bad(f"it ends inside the header, at byte {self._size}")
+        self._at = end
+        return start, end
+
+    def _string(self, what: str) -> str:
+        start, end = self._skip_string(what)
+        return self._data[start:end].decode("utf-8", "replace")
+
+
+def _check_places(tensors: list[Tensor], start: int, size: int) -> None:
+    """No tensor outside the file, none over another, no name twice."""
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise _Bad("two of its tensors have the same name")
+    end, before = 0, ""
+    for tensor in sorted(tensors, key=lambda t: t.offset):
+        if tensor.offset < end:
+            raise _Bad(f"the tensors {before[:80]!r} and {tensor.name[:80]!r} overlap")
+        end, before = tensor.offset + tensor.bytes, tensor.name
+        if start + end > size:
+            raise _Bad(
+                f"it ends at byte {size}, but the tensor {tensor.name[:80]!r} reaches to"
+                f" {start + end}: it is cut short"
+            )
+
+
+def _siblings(path: Path, header: Header) -> list[Path]:
+    """The other parts of a file that was split.
+
+    Raises:
+        _Bad: it is not the first part, or its name does not say the parts.
+    """
+    count = _int(header.fields, "split.count")
+    if count <= 1:
+        return []
+    named = _SPLIT.search(path.name)
+    if named is None or int(named[2]) != count:
+        raise _Bad(f"it is one of {count} parts, but is not named `…-00001-of-{count:05d}.gguf`")
+    if named[1] != "00001":
+        raise _Bad(f"it is part {int(named[1])} of {count}; name the first part")
+    stem = path.name[: named.start()]
+    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
+
+
+def _info(header: Header, size: int) -> ModelInfo:
+    fields = header.fields
+    architecture = _text(fields, "general.architecture")
+    if not architecture:
+        raise _Bad("it does not say its architecture (`general.architecture`)")
+
+    def number(key: str) -> int:
+        return _int(fields, f"{architecture}.{key}")
+
+    types: dict[str, int] = {}
+    parameters = 0
+    for tensor in header.tensors:
+        name, block, width = KINDS[tensor.type]
+        types[name] = types.get(name, 0) + tensor.bytes
+        parameters += tensor.bytes // width * block
+    heads, width = number("attention.head_count"), number("embedding_length")
+    head = width // heads if heads else 0
+    return ModelInfo(
+        format="gguf",
+        architecture=architecture,
+        name=_text(fields, "general.name"),
+        license=_text(fields, "general.license"),
+        parameters=parameters,
+        quantisation=max(types, key=types.__getitem__) if types else "",
+        types=types,
+        bytes=size,
+        tensors=len(header.tensors),
+        context=number("context_length"),
+        layers=number("block_count"),
+        width=width,
+        heads=heads,
+        kv_heads=number("attention.head_count_kv") or heads,
+        key_length=number("attention.key_length") or head,
+        value_length=number("attention.value_length") or head,
+        vocabulary=_vocabulary(fields) or number("vocab_size"),
+        chat_template=_text(fields, "tokenizer.chat_template") or None,
+    )
+
+
+def _vocabulary(fields: dict[str, Value | Skipped]) -> int:
+    """The number of tokens; the arrays that belong to them must be as long."""
+    tokens = _length(fields.get("tokenizer.ggml.tokens"))
+    for key in ("scores", "token_type"):
+        length = _length(fields.get(f"tokenizer.ggml.{key}"))
+        if tokens and length and length != tokens:
+            raise _Bad(f"it has {tokens} tokens, but {length} entries in `tokenizer.ggml.{key}`")
+    return tokens
+
+
+def _length(value: Value | Skipped | None) -> int:
+    if isinstance(value, Skipped):
+        return value.length
+    return len(value) if isinstance(value, tuple) else 0
+
+
+def _text(fields: dict[str, Value | Skipped], key: str) -> str:
+    value = fields.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _int(fields: dict[str, Value | Skipped], key: str) -> int:
+    """A number that is not negative; the largest of an array (sizes may differ per layer)."""
+    value = fields.get(key)
+    numbers = value if isinstance(value, tuple) else (value,)
+    return max((n for n in numbers if isinstance(n, int) and n > 0), default=0)

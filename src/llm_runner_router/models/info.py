@@ -1,0 +1,54 @@
+"""What a model file says about itself, and a model that is ready to be loaded.
+
+Knows: the shape of these facts. Does not know: how a file is read (`formats/`), how names are found
+(`resolve.py`), what a model needs in memory (`engine/fit.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from llm_runner_router.types import ModelCard
+
+
+class ModelInfo(Struct, frozen=True):
+    """Facts from a file's header. Zero or empty where the file does not say."""
+
+    format: str
+    """Which format the file has: `gguf`."""
+    architecture: str
+    name: str = ""
+    license: str = ""
+    parameters: int = 0
+    """Number of weights, counted from the tensors."""
+    quantisation: str = ""
+    """The type most weights have, for example `Q8_0`."""
+    types: dict[str, int] = {}
+    """Bytes of weights per type."""
+    bytes: int = 0
+    """Size of the file, or of all its parts."""
+    tensors: int = 0
+    context: int = 0
+    """Tokens of context it was trained for."""
+    layers: int = 0
+    width: int = 0
+    """Length of an embedding."""
+    heads: int = 0
+    kv_heads: int = 0
+    """Heads of keys and values; the largest of all layers where they differ."""
+    key_length: int = 0
+    value_length: int = 0
+    vocabulary: int = 0
+    chat_template: str | None = None
+
+
+class LocalModel(Struct, frozen=True):
+    """A model file that can be loaded, under its canonical name."""
+
+    name: str
+    """The canonical reference, for example `zoo:tiny-math` or `file:/models/a.gguf`."""
+    path: Path
+    info: ModelInfo
+    card: ModelCard
