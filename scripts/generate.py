@@ -17,6 +17,7 @@ from llm_runner_router import config_schema
 from llm_runner_router.cli.group import VERBS, llmrr
 from llm_runner_router.config_load import variables
 from llm_runner_router.config_schema import Setting, settings
+from llm_runner_router.providers.hosts import hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by `make gen`. Do not edit. -->\n"
@@ -62,6 +63,7 @@ def files() -> dict[Path, str]:
         reference / "config.md": "\n".join(config()),
         reference / "config.schema.json": schema + "\n",
         reference / "environment.md": "\n".join(environment()),
+        reference / "providers.md": "\n".join(providers()),
         ROOT / "llmrr.example.yaml": config_schema.example(),
     }
 
@@ -73,7 +75,13 @@ def cli() -> Iterator[str]:
         "Exit codes: 0 done · 1 it failed · 2 wrong usage or configuration · 130 Ctrl-C. "
         "Errors are one line `error: …` and mostly a line `hint: …` on standard error.\n"
     )
-    root = click.Context(llmrr, info_name="llmrr", terminal_width=WIDTH, max_content_width=WIDTH)
+    root = click.Context(
+        llmrr,
+        info_name="llmrr",
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        help_option_names=["-h", "--help"],
+    )
     yield from _help(llmrr, root)
     for name in VERBS:
         command = llmrr.get_command(root, name)
@@ -132,9 +140,24 @@ def environment() -> Iterator[str]:
         yield f"| `{name}` | `{dotted}` | {meanings[dotted]} |"
     yield (
         "\nThe keys of remote providers are read from the variables in the "
-        "[table of hosts](../how-to/configure.md#remote-providers) or from those that the "
-        "configuration names.\n"
+        "[table of hosts](providers.md), or from those that the configuration names.\n"
     )
+
+
+def providers() -> Iterator[str]:
+    """Every known host."""
+    yield f"# Known providers\n\n{MADE}"
+    yield (
+        "`<name>/<model>` can be asked once the key is set. Where no address stands, "
+        "`providers.<name>.base_url` has to be set "
+        "([configure](../how-to/configure.md#remote-providers)).\n"
+    )
+    yield "| name | host | address | key |\n|---|---|---|---|"
+    for name, host in sorted(hosts().items()):
+        address = f"`{host.base_url}`" if host.base_url else "your own"
+        key = f"`{host.key_env}`" if host.key_env else "none"
+        yield f"| `{name}` | {host.title} | {address} | {key} |"
+    yield ""
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ class _Check:
 
 
 BASE_URL = "give it a `base_url`, for example `http://127.0.0.1:8000/v1`"
-HOSTS_DOC = "docs/how-to/configure.md for the known ones"
+HOSTS_DOC = "docs/reference/providers.md for the known ones"
 
 
 def _mentioned(entry: str | Node, at: Where) -> Iterator[tuple[Where, str]]:
