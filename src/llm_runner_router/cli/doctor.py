@@ -10,10 +10,9 @@ import hashlib
 import os
 import platform
 import stat
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,8 +29,6 @@ from . import client, output
 from .group import Place, Verb, place
 
 State = Literal["ok", "warning", "fail"]
-ENGINE_SECONDS = 60.0
-"""How long the engine may take to be imported; a cold disk needs a few."""
 SMALLEST_PYTHON = (3, 11)
 
 
@@ -188,19 +185,3 @@ def providers(env: Mapping[str, str]) -> Check:
     if not known:
         return Check("providers", "ok", "no key of a remote provider is set; local models only")
     return Check("providers", "ok", f"keys set: {', '.join(known)}")
-
-
-def in_a_child(code: str, run: Callable[..., subprocess.CompletedProcess[str]]) -> tuple[int, str]:
-    """The exit code and last line of a Python program; a crash there is not one here."""
-    try:
-        done = run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=ENGINE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return 124, f"no answer within {ENGINE_SECONDS:.0f} s"
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
