@@ -11,6 +11,7 @@ Pure: no file system, no configuration. Whether a name exists is for the resolve
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from msgspec import Struct
@@ -20,6 +21,8 @@ from .errors import BadRequest
 Kind = Literal["zoo", "file", "hf", "provider", "name"]
 
 _FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".json")
+_HF = re.compile(r"([^/:@#]+/[^/:@#]+)(?:@([^:#]+))?(?:#([^:@#]+)|:([^:#]+))?")
+_PROVIDER = re.compile(r"\w[\w.+-]*")
 _HF_PREFIXES = ("hf:", "huggingface:", "hf.co/", "huggingface.co/")
 
 
@@ -48,7 +51,9 @@ class Ref(Struct, frozen=True):
                 tail = f"@{self.revision}" if self.revision else ""
                 tail += f"#{self.quant}" if self.quant else ""
                 tail += f":{self.file}" if self.file else ""
-                return f"{self.kind}:{self.name}{tail}"
+                # `file://x` reads as `x`, so a path with two slashes in front needs two more.
+                head = "//" if self.kind == "file" and self.name.startswith("//") else ""
+                return f"{self.kind}:{head}{self.name}{tail}"
 
 
 def parse(text: str) -> Ref:
@@ -79,18 +84,20 @@ def _named(name: str, whole: str) -> str:
 
 
 def _parse_hf(rest: str, whole: str) -> Ref:
-    rest, _, quant = rest.partition("#")
-    rest, _, file = rest.partition(":")
-    repo, _, revision = rest.partition("@")
-    if file and not quant and "." not in file:
-        quant, file = file, ""  # the habit org/repo:Q4_K_M
-    if repo.count("/") != 1:
-        raise BadRequest(f"{whole!r} is not `hf:org/repo`", hint="for example hf:org/repo#q4_k_m")
-    return Ref("hf", repo, revision=revision or None, file=file or None, quant=quant or None)
+    found = _HF.fullmatch(rest)
+    if found is None:
+        raise BadRequest(
+            f"{whole!r} is not `hf:org/repo[@revision][#quant|:file]`",
+            hint="for example hf:org/repo#q4_k_m",
+        )
+    repo, revision, quant, file = found.groups()
+    if file and "." not in file:
+        quant, file = file, None  # the habit org/repo:Q4_K_M
+    return Ref("hf", repo, revision=revision, file=file, quant=quant)
 
 
 def _parse_provider(text: str) -> Ref:
     cut = min((i for i in (text.find("/"), text.find(":")) if i > 0), default=-1)
-    if cut < 0:
+    if cut < 0 or not _PROVIDER.fullmatch(text[:cut]):
         return Ref("name", text)
     return Ref("provider", _named(text[cut + 1 :].lstrip(":"), text), provider=text[:cut])
