@@ -175,7 +175,7 @@ class _Check:
             ref = refs.parse(text)
         except BadRequest as exc:
             raise self._wrong(at, exc.message, exc.hint) from exc
-        served = [*self.config.models, *self.aliases, *VIRTUAL]
+        served = [*self.config.models, *self.aliases, *zoo(), *VIRTUAL]
         if ref.kind == "name" and text in zoo():
             return  # `tiny-math` is short for `zoo:tiny-math`
         if ref.kind == "name" or ref.provider == "auto":

@@ -31,8 +31,6 @@ PREFIX = "LLMRR_"
 SHORT = {"HOST": ("server", "host"), "PORT": ("server", "port")}
 """Variables without a section in their name."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
-OTHER = ("CONFIG", "HOME", "API_KEY", "DEBUG")
-"""Variables that are not settings."""
 
 
 def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, object]) -> Config:

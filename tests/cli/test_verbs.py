@@ -61,6 +61,7 @@ def test_every_verb_has_help_and_the_common_options(verb: str, llmrr: Run) -> No
         (["ps", "--port", "x"], "error: Invalid value for '--port'"),
         (["stop"], "error: say which model, or `--server`"),
         (["quick"], "error: there is no prompt"),
+        (["serve", "--pin", "tiny-mth"], "error: --pin: no model is called `tiny-mth`; did you"),
         (["config", "check", "gone.yaml"], "error: the configuration file `gone.yaml` does not"),
         (["--config", "gone.yaml", "serve"], "error: the configuration file `gone.yaml` does not"),
         (["serve", "--config", "gone.yaml"], "error: the configuration file `gone.yaml` does not"),

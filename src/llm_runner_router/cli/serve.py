@@ -59,6 +59,7 @@ def configuration(where: Place, pin: tuple[str, ...]) -> Config:
         ConfigError: it cannot be used.
     """
     from llm_runner_router import config_load
+    from llm_runner_router.config_check import check
 
     config = config_load.load(where.config, os.environ, where.flags)
     config_load.check_secrets(config, os.environ)
@@ -66,6 +67,7 @@ def configuration(where: Place, pin: tuple[str, ...]) -> Config:
         pinned = (*config.engine.pin, *pin)
         engine = msgspec.structs.replace(config.engine, pin=tuple(dict.fromkeys(pinned)))
         config = msgspec.structs.replace(config, engine=engine)
+        check(config, lambda _: "--pin")
     return config
 
 
