@@ -1,0 +1,36 @@
+"""The engine without us: xllamacpp's own server in a process, for comparison.
+
+`python -m bench.engine_alone MODEL SLOTS CONTEXT [THREADS]` prints `{"port": N}` when the model is
+loaded and serves until its standard input closes. Without THREADS the engine's own default holds.
+Environment variables such as `OMP_WAIT_POLICY` are the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from urllib.parse import urlsplit
+
+
+def main(model: str, slots: int, context: int, threads: int | None) -> None:
+    """Load and serve."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_parallel = slots
+    params.n_ctx = slots * context
+    params.ui = False
+    params.verbosity = 0
+    params.model_alias = {"alone"}
+    if threads is not None:
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(params)
+    print(json.dumps({"port": urlsplit(server.listening_address).port}), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[4]) if len(sys.argv) > 4 else None
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), number)

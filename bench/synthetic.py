@@ -1,0 +1,229 @@
+"""A language model of random weights, large enough that decoding is bound by memory.
+
+Knows: the GGUF container (version 3), the Llama tensor names, the block layouts of Q8_0 and Q4_0
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Takes tokenizer and chat template from
+a zoo model. What the model says is noise; its speed is that of a real one of its size.
+"""
+
+from __future__ import annotations
+
+import mmap
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from msgspec import Struct
+
+from .proc import BenchError
+
+Quant = Literal["Q8_0", "Q4_0"]
+BLOCK = 32
+"""Weights per block; a block is a 16-bit scale and 32 or 16 bytes of weights."""
+_BLOCK_BYTES: dict[str, int] = {"Q8_0": 34, "Q4_0": 18}
+_TYPE: dict[str, int] = {"F32": 0, "Q4_0": 2, "Q8_0": 8}
+_FILE_TYPE: dict[str, int] = {"Q4_0": 2, "Q8_0": 7}
+_SPREAD: dict[str, float] = {"Q8_0": 73.9, "Q4_0": 4.6}
+"""Standard deviation of uniformly random weights before the scale."""
+_SCALARS: dict[int, str] = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
+    12: "<d",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_ALIGN = 32
+
+
+class Shape(Struct, frozen=True):
+    """A Llama model. The default has 138 million parameters."""
+
+    width: int = 768
+    layers: int = 22
+    hidden: int = 2048
+    heads: int = 12
+    kv_heads: int = 4
+    context: int = 4096
+
+
+class _Tensor(Struct, frozen=True):
+    name: str
+    dims: tuple[int, ...]
+    """Innermost first, as in the file."""
+    kind: str
+
+    @property
+    def size(self) -> int:
+        """Bytes without padding."""
+        n = 1
+        for dim in self.dims:
+            n *= dim
+        return n * 4 if self.kind == "F32" else n // BLOCK * _BLOCK_BYTES[self.kind]
+
+
+class Made(Struct, frozen=True):
+    """What was written."""
+
+    path: Path
+    parameters: int
+    touched: int
+    """Bytes of weights that one decoded token reads: all but the input embedding."""
+
+
+def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, seed: int = 1) -> Made:
+    """Write a model to `path`; `donor` is a GGUF whose tokenizer it gets.
+
+    Raises:
+        BenchError: `donor` is no GGUF of version 3.
+    """
+    shape = shape or Shape()
+    kept = [(key, raw) for key, raw in _pairs(donor) if key.startswith(b"tokenizer.")]
+    tokens = _tokens(donor)
+    tensors = _tensors(shape, len(tokens), quant)
+    rng = random.Random(seed)
+    with path.open("wb") as out:
+        _head(out, shape, len(tokens), quant, kept, tensors)
+        for tensor in tensors:
+            written = 0
+            for piece in _weights(tensor, tokens, rng):
+                written += out.write(piece)
+            out.write(b"\0" * (-written % _ALIGN))
+    weights = [t for t in tensors if t.name != "token_embd.weight"]
+    count = sum(t.size // _BLOCK_BYTES[quant] * BLOCK for t in tensors if t.kind == quant)
+    return Made(path, count, sum(t.size for t in weights))
+
+
+# ---------------------------------------------------------------- what is in it
+
+
+def _tensors(shape: Shape, vocab: int, quant: Quant) -> list[_Tensor]:
+    width, kv = shape.width, shape.width // shape.heads * shape.kv_heads
+    found = [_Tensor("token_embd.weight", (width, vocab), quant)]
+    for i in range(shape.layers):
+        parts: dict[str, tuple[int, ...]] = {
+            "attn_norm": (width,),
+            "attn_q": (width, width),
+            "attn_k": (width, kv),
+            "attn_v": (width, kv),
+            "attn_output": (width, width),
+            "ffn_norm": (width,),
+            "ffn_gate": (width, shape.hidden),
+            "ffn_up": (width, shape.hidden),
+            "ffn_down": (shape.hidden, width),
+        }
+        for name, dims in parts.items():
+            kind = quant if len(dims) == 2 else "F32"
+            found.append(_Tensor(f"blk.{i}.{name}.weight", dims, kind))
+    found.append(_Tensor("output_norm.weight", (width,), "F32"))
+    found.append(_Tensor("output.weight", (width, vocab), quant))
+    return found
+
+
+def _weights(tensor: _Tensor, tokens: Sequence[bytes], rng: random.Random) -> Iterator[bytes]:
+    if tensor.kind == "F32":
+        yield struct.pack("<f", 1.0) * tensor.dims[0]
+        return
+    inner, rows = tensor.dims
+    blocks, size = inner // BLOCK, _BLOCK_BYTES[tensor.kind] - 2
+    scale = struct.pack("<e", 1.0 / (inner**0.5 * _SPREAD[tensor.kind]))
+    nothing = (b"\0\0" + b"\0" * size) * blocks
+    for row in range(rows):
+        # Tokens that are not printable ASCII get no weight, so the greedy choice never ends the
+        # answer and never leaves half a character.
+        if tensor.name == "output.weight" and not _printable(tokens[row]):
+            yield nothing
+            continue
+        noise = rng.randbytes(blocks * size)
+        yield b"".join(scale + noise[i : i + size] for i in range(0, len(noise), size))
+
+
+def _printable(token: bytes) -> bool:
+    text = token.decode().replace("Ġ", "_")  # a leading space, in GPT-2's spelling
+    return text.isascii() and text.isprintable() and not text.startswith("<")
+
+
+# ---------------------------------------------------------------- the container
+
+
+def _head(
+    out: BinaryIO,
+    shape: Shape,
+    vocab: int,
+    quant: Quant,
+    kept: Sequence[tuple[bytes, bytes]],
+    tensors: Sequence[_Tensor],
+) -> None:
+    numbers = {
+        "general.file_type": _FILE_TYPE[quant],
+        "general.quantization_version": 2,
+        "llama.context_length": shape.context,
+        "llama.embedding_length": shape.width,
+        "llama.block_count": shape.layers,
+        "llama.feed_forward_length": shape.hidden,
+        "llama.attention.head_count": shape.heads,
+        "llama.attention.head_count_kv": shape.kv_heads,
+        "llama.rope.dimension_count": shape.width // shape.heads,
+        "llama.vocab_size": vocab,
+    }
+    pairs = [
+        _string(b"general.architecture") + struct.pack("<I", _STRING) + _string(b"llama"),
+        _string(b"general.name") + struct.pack("<I", _STRING) + _string(b"random-weights"),
+        _string(b"llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5),
+        *(_string(key.encode()) + struct.pack("<II", 4, n) for key, n in numbers.items()),
+        *(_string(key) + raw for key, raw in kept),
+    ]
+    out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)))
+    out.write(b"".join(pairs))
+    at = 0
+    for tensor in tensors:
+        out.write(_string(tensor.name.encode()) + struct.pack("<I", len(tensor.dims)))
+        out.write(struct.pack(f"<{len(tensor.dims)}QIQ", *tensor.dims, _TYPE[tensor.kind], at))
+        at += tensor.size + -tensor.size % _ALIGN
+    out.write(b"\0" * (-out.tell() % _ALIGN))
+
+
+def _string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def _pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Key and raw value (type and content) of every metadata pair. Only for files of ours."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] != b"GGUF" or struct.unpack_from("<I", data, 4)[0] != 3:
+            raise BenchError(f"{path.name} is no GGUF file of version 3")
+        count = struct.unpack_from("<Q", data, 16)[0]
+        at = 24
+        for _ in range(count):
+            length = struct.unpack_from("<Q", data, at)[0]
+            key = data[at + 8 : at + 8 + length]
+            start = at + 8 + length
+            kind = struct.unpack_from("<I", data, start)[0]
+            at = _after(data, start + 4, kind)
+            yield key, data[start:at]
+
+
+def _after(data: mmap.mmap, at: int, kind: int) -> int:
+    if kind in _SCALARS:
+        return at + struct.calcsize(_SCALARS[kind])
+    if kind == _STRING:
+        return at + 8 + int(struct.unpack_from("<Q", data, at)[0])
+    if kind != _ARRAY:
+        raise BenchError(f"unknown GGUF value type: {kind}")
+    inner, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if inner in _SCALARS:
+        return at + struct.calcsize(_SCALARS[inner]) * int(count)
+    for _ in range(count):
+        at = _after(data, at, inner)
+    return at
+
+
+def _tokens(path: Path) -> list[bytes]:
+    raw = next((raw for key, raw in _pairs(path) if key == b"tokenizer.ggml.tokens"), None)
+    if raw is None:
+        raise BenchError(f"{path.name} has no tokenizer")
+    count, at, found = struct.unpack_from("<Q", raw, 8)[0], 16, []
+    for _ in range(count):
+        length = struct.unpack_from("<Q", raw, at)[0]
+        found.append(raw[at + 8 : at + 8 + length])
+        at += 8 + length
+    return found
