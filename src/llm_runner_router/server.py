@@ -113,6 +113,22 @@ async def serve(gateway: Gateway, settings: Server) -> AsyncIterator[str]:
             await listener.close(settings.drain)
 
 
+def find_running(home: Home) -> ServerState | None:
+    """The server that serves this data folder now, if its process still lives."""
+    try:
+        state = msgspec.json.decode(home.server.read_bytes(), type=ServerState)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if os.name == "posix":
+        try:
+            os.kill(state.pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # it lives, under another user
+    return state
+
+
 # ---------------------------------------------------------------- addresses
 
 

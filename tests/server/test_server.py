@@ -27,6 +27,7 @@ from llm_runner_router.server import (
     ServerState,
     admit,
     bind,
+    find_running,
     is_loopback,
     run,
     serve,
@@ -145,6 +146,7 @@ def test_a_signal_lets_running_answers_finish_and_leaves_nothing(
         stream = server.stream()
         state = msgspec.json.decode(server.home.server.read_bytes(), type=ServerState)
         assert (state.pid, state.url) == (server.process.pid, server.url)
+        assert find_running(server.home) == state
         assert stat.S_IMODE(server.home.server.stat().st_mode) == 0o600
         # Something has to open the gate after the listener is gone: a request from before, whose
         # body comes later. The server's "100 Continue" says that it is in work.
@@ -281,6 +283,18 @@ def test_what_ready_is_told(tmp_path: Path) -> None:
     assert told[0].url.startswith("http://127.0.0.1:")
     assert told[0].seconds > 0
     assert (gateway.started, gateway.closed) == (1, 1)
+
+
+@posix
+def test_a_state_file_of_a_server_that_was_killed_counts_for_nothing(tmp_path: Path) -> None:
+    assert find_running(Home(tmp_path)) is None
+    with child(tmp_path) as server:
+        server.process.kill()
+        server.process.wait(20)
+        assert server.home.server.exists()
+        assert find_running(server.home) is None
+        server.home.server.write_bytes(b"{")
+        assert find_running(server.home) is None
 
 
 async def test_serving_inside_a_loop_neither_starts_nor_closes_the_gateway() -> None:
