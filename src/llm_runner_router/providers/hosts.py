@@ -27,8 +27,8 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     title: str = ""
-    base_url: str = ""
-    """Up to and including the version; empty where every account has its own."""
+    base_url: str | None = None
+    """Up to and including the version; None where every account has its own."""
     key_env: str | None = None
     """The environment variable that usually holds the key; None: no key is needed."""
     local: bool = False
@@ -96,7 +96,7 @@ def _families() -> dict[str, _Family]:
     return {name: family for family in found.model for name in family.names}
 
 
-def host(name: str) -> Host | None:
+def find(name: str) -> Host | None:
     """The host of that name, if it is known; case does not matter."""
     return hosts().get(name.lower())
 
@@ -110,7 +110,7 @@ def card_for(provider: str, model: str) -> ModelCard:
     The name is looked up as it is, then without a vendor (`meta-llama/…`), a variant (`:free`) and
     a date (`-2024-07-18`). A price is given only for the hosts whose price list it is from.
     """
-    known = host(provider)
+    known = find(provider)
     local = known is not None and known.local
     family = _family(model)
     if family is None:

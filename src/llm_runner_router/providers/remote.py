@@ -42,6 +42,9 @@ MAX_ERROR_BODY = 64 * 1024
 WHOLE = 5
 """A whole answer may take this many times as long to begin as a streamed one: it begins when all
 of its tokens are there."""
+LOCAL_TIMEOUTS = Timeouts(connect=5.0, first_byte=600.0, idle=120.0)
+"""A runner is silent while it reads a long prompt on a busy machine; its owner watches the process,
+and the deadline of the request holds."""
 AFTER_FINISH = 2.0
 """Seconds of silence after the last finish reason until a missing `[DONE]` is not waited for."""
 SETTLE = 0.1
@@ -57,7 +60,8 @@ class RemoteTarget:
 
     Args:
         name: the target's name, for example `openai/gpt-4o-mini`.
-        base_url: up to and including the version, for example `https://api.openai.com/v1`.
+        base_url: up to and including the version, for example `https://api.openai.com/v1`; None
+            takes the host's.
         api_key: sent in the host's header and nowhere else; never part of a message or a repr.
         model: the model's name on the wire.
         host: facts about the host; default is OpenAI's own way.
@@ -74,7 +78,7 @@ class RemoteTarget:
         self,
         *,
         name: str,
-        base_url: str,
+        base_url: str | None = None,
         model: str,
         client: HttpClient,
         api_key: Secret | None = None,
@@ -89,9 +93,9 @@ class RemoteTarget:
         self._client = client
         host = host or Host(name="openai")
         self._quirks = host.quirks
-        self._base, self._query = _split(base_url or host.base_url, host, model)
+        self._base, self._query = _split(base_url, host, model)
         self._urls: dict[str, str] = {}
-        self._timeouts = timeouts or Timeouts()
+        self._timeouts = timeouts or (LOCAL_TIMEOUTS if local else Timeouts())
         self._whole = msgspec.structs.replace(
             self._timeouts, first_byte=self._timeouts.first_byte * WHOLE
         )
@@ -321,8 +325,9 @@ class _Stream:
                 self._response.limit_idle(AFTER_FINISH)
 
 
-def _split(base_url: str, host: Host, model: str) -> tuple[str, str]:
+def _split(base_url: str | None, host: Host, model: str) -> tuple[str, str]:
     """What comes before and after the path of a request."""
+    base_url = base_url or host.base_url
     if not base_url:
         raise ConfigError(
             f"the provider {host.name!r} needs a base_url", hint=host.docs or "set base_url"
