@@ -1,0 +1,102 @@
+"""What is known of a model while it is asked for, and of a runner while its process lives.
+
+Mutable bookkeeping of `residency.py`, which alone writes it; `Lease` is what others get of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from msgspec import Struct
+
+from llm_runner_router.errors import RunnerCrashed
+from llm_runner_router.models.info import LocalModel
+
+from .effects import Need
+from .fit import Placement
+from .threads import CpuPlan
+from .worker import Worker
+
+Purpose = Literal["chat", "embed"]
+
+GONE = 1.0
+"""Seconds to wait for a process whose connection broke to be seen as dead."""
+SMOOTH = 0.3
+"""Weight of the newest answer in tokens per second."""
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a runner answers: OpenAI's API below `base_url`, with a key of its own."""
+
+    base_url: str
+    api_key: str
+    model: str
+
+
+class Known:
+    """A model and purpose that was asked for, and what is remembered of it."""
+
+    def __init__(
+        self, model: LocalModel, purpose: Purpose, placement: Placement, pinned: bool
+    ) -> None:
+        self.model = model
+        self.purpose = purpose
+        self.placement = placement
+        self.pinned = pinned
+        self.served = 0
+        self.speed: float | None = None
+
+    @property
+    def need(self) -> Need:
+        """What the scheduler is told of it."""
+        place = self.placement
+        return Need(key(self.model.name, self.purpose), place.bytes, place.slots, self.pinned)
+
+
+class Live:
+    """A runner while its process lives; owned by its task."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.stop = asyncio.Event()
+        self.gone = asyncio.Event()
+        """Set after the scheduler was told that the process is gone."""
+        self.worker: Worker | None = None
+        self.plan: CpuPlan | None = None
+        self.endpoint: Endpoint | None = None
+        self.crash: RunnerCrashed | None = None
+        self.since = 0.0
+        self.load_seconds = 0.0
+        self.from_spare = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Lease:
+    """The right to one slot of a runner, while the `async with` lasts."""
+
+    def __init__(self, live: Live, endpoint: Endpoint) -> None:
+        self._live = live
+        self.endpoint = endpoint
+
+    def served(self, tokens_per_second: float) -> None:
+        """Tell how fast an answer was decoded."""
+        known = self._live.known
+        before = known.speed if known.speed is not None else tokens_per_second
+        known.speed = before + SMOOTH * (tokens_per_second - before)
+
+    async def died(self) -> RunnerCrashed | None:
+        """The crash, if the process is gone or goes within a second; else None."""
+        try:
+            async with asyncio.timeout(GONE):
+                await self._live.gone.wait()
+        except TimeoutError:
+            return None
+        return self._live.crash or RunnerCrashed(
+            "the runner process was stopped", hint="try again; it is started anew"
+        )
+
+
+def key(name: str, purpose: Purpose) -> str:
+    """The scheduler's name for a model and what it is loaded for."""
+    return f"{purpose} {name}"

@@ -1,0 +1,259 @@
+"""A local model as a `Target`: it leases a slot of a runner, asks it, and reads the answer.
+
+Knows: leases, this engine's ways (`llamacpp.py`), what a dead runner means. Does not know: HTTP or
+any dialect; `connect` gives a target for a runner's private address.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from llm_runner_router.deltas import prime
+from llm_runner_router.errors import (
+    ContextTooLong,
+    RunnerError,
+    Unsupported,
+    UpstreamError,
+)
+from llm_runner_router.models.info import LocalModel
+from llm_runner_router.types import (
+    Call,
+    Delta,
+    Embedder,
+    Embeddings,
+    EmbedRequest,
+    Origin,
+    Price,
+    Request,
+    Target,
+)
+
+from . import llamacpp
+from .calls import CallReader
+from .fanout import choices
+from .live import Endpoint, Lease
+from .residency import Residency
+
+
+class Connected(Target, Embedder, Protocol):
+    """What `connect` gives: something that asks one runner."""
+
+
+class LocalTarget:
+    """One local model.
+
+    Args:
+        name: the target's name, for example `zoo:tiny-math`.
+        model: the file.
+        residency: who loads it.
+        connect: makes a target for a runner's address.
+        price: what it costs; None is nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: LocalModel,
+        residency: Residency,
+        connect: Callable[[Endpoint], Connected],
+        price: Price | None = None,
+    ) -> None:
+        self._name = name
+        self._model = model
+        self._residency = residency
+        self._connect = connect
+        self._origin = Origin(target=name, model=model.name, local=True, price=price)
+        self._connected: tuple[Endpoint, Connected] | None = None
+
+    @property
+    def name(self) -> str:
+        """The target's name, unique in an app."""
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"LocalTarget({self._name!r}, {str(self._model.path)!r})"
+
+    # ------------------------------------------------------------ answering
+
+    def open(
+        self, request: Request, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+        """Answer `request`; the slot is free again when the manager is left.
+
+        Raises:
+            ContextTooLong: the prompt does not fit the context; nothing is cut off.
+            RunnerCrashed: the process died; before the first delta it is tried once more.
+            RunnerError: as `Residency.lease`, or what the engine says.
+        """
+        if request.sampling.n > 1:
+            return choices(lambda one: self._open(one, call), request)
+        return self._open(request, call)
+
+    @asynccontextmanager
+    async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+        with _Named(self._name):
+            adapted = llamacpp.adapt(request, self._model)
+        for last in (False, True):
+            async with AsyncExitStack() as stack:
+                with _Named(self._name):
+                    lease = await stack.enter_async_context(
+                        self._residency.lease(self._model, "chat", call)
+                    )
+                    remote = self._remote(lease.endpoint)
+                    try:
+                        deltas = await prime(
+                            await stack.enter_async_context(remote.open(adapted.request, call))
+                        )
+                    except UpstreamError as exc:
+                        crash = await lease.died()
+                        if crash is None:
+                            raise
+                        if last:
+                            raise crash from exc
+                        continue
+                yield _Answer(deltas, lease, _Reader(request, adapted, self._origin), self._name)
+                return
+
+    async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
+        """Embed every input of `request`, in a runner of its own for this purpose.
+
+        Raises:
+            ContextTooLong: an input is longer than the context.
+            Unsupported: `dimensions` is not what the model gives.
+            RunnerError: as `open`.
+        """
+        with _Named(self._name):
+            for last in (False, True):
+                async with self._residency.lease(self._model, "embed", call) as lease:
+                    try:
+                        found = await self._remote(lease.endpoint).embed(request, call)
+                    except UpstreamError as exc:
+                        if "too large to process" in exc.message:
+                            raise ContextTooLong(exc.message, param="input") from exc
+                        crash = await lease.died()
+                        if crash is None:
+                            raise
+                        if last:
+                            raise crash from exc
+                        continue
+                    return self._checked(found, request)
+        raise AssertionError("the loop returns or raises")
+
+    def _checked(self, found: Embeddings, request: EmbedRequest) -> Embeddings:
+        wanted, given = request.dimensions, len(found.vectors[0]) if found.vectors else 0
+        if wanted is not None and wanted != given:
+            raise Unsupported(
+                f"`{self._name}` gives vectors of {given} numbers, not {wanted}",
+                param="dimensions",
+            )
+        return msgspec.structs.replace(found, origin=self._origin)
+
+    def _remote(self, endpoint: Endpoint) -> Connected:
+        """The target for this address; the last one is kept, as it seldom changes."""
+        if self._connected is None or self._connected[0] != endpoint:
+            self._connected = endpoint, self._connect(endpoint)
+        return self._connected[1]
+
+
+class _Named:
+    """Puts the target's name on errors that pass."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, RunnerError) and exc.target is None:
+            exc.target = self._name
+
+
+class _Answer:
+    """The deltas of one answer, read by `_Reader`; a broken stream of a dead runner says so."""
+
+    def __init__(
+        self, deltas: AsyncIterator[Delta], lease: Lease, reader: _Reader, name: str
+    ) -> None:
+        self._deltas = deltas
+        self._lease = lease
+        self._reader = reader
+        self._name = name
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        try:
+            delta = await anext(self._deltas)
+        except UpstreamError as exc:
+            crash = await self._lease.died()
+            if crash is None:
+                raise
+            crash.target = self._name
+            raise crash from exc
+        if delta.timings is not None:
+            self._note(delta.timings)
+        with _Named(self._name):
+            return self._reader.read(delta)
+
+    def _note(self, timings: msgspec.Raw) -> None:
+        found = msgspec.json.decode(timings, type=_Timings)
+        if found.predicted_n > 1 and found.predicted_per_second > 0:
+            self._lease.served(found.predicted_per_second)
+
+
+class _Timings(Struct, frozen=True):
+    """What of llama-server's timings is of use here."""
+
+    predicted_n: int = 0
+    predicted_per_second: float = 0.0
+
+
+class _Reader:
+    """Turns this engine's deltas into what the client asked for. Pure."""
+
+    def __init__(self, request: Request, adapted: llamacpp.Adapted, origin: Origin) -> None:
+        self._origin: Origin | None = origin
+        self._echo = request.prompt if request.echo and request.prompt else ""
+        self._calls = CallReader(f"call_{secrets.token_hex(12)}") if adapted.calls else None
+        self._starts = adapted.starts
+        # The engine writes a completion's logprobs the way chats have them.
+        self._own_words = bool(request.prompt is not None and request.sampling.logprobs)
+
+    def read(self, delta: Delta) -> Delta:
+        """`delta` as the client shall see it.
+
+        Raises:
+            Unsupported: the engine did not keep to the schema.
+        """
+        changes: dict[str, object] = {}
+        if self._origin is not None:
+            changes["origin"], self._origin = self._origin, None
+        if self._starts and delta.text.strip():
+            self._check(delta.text.lstrip()[0])
+        if self._echo:
+            changes |= {"text": self._echo + delta.text, "wire": None}
+            self._echo = ""
+        if self._calls is not None:
+            changes |= {"tool_calls": self._calls.feed(delta.text), "text": "", "wire": None}
+            if delta.finish == "stop" and self._calls.complete:
+                changes["finish"] = "tool_calls"
+        if self._own_words:
+            changes["wire"] = None
+        return msgspec.structs.replace(delta, **changes) if changes else delta
+
+    def _check(self, first: str) -> None:
+        starts, self._starts = self._starts, ""
+        if first not in starts:
+            raise Unsupported(
+                "the engine cannot hold the answer to this JSON Schema",
+                hint="simplify the schema: patterns and formats are the usual cause",
+                param="response_format",
+            )

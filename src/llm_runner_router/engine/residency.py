@@ -1,0 +1,466 @@
+"""The one owner of the scheduler: it performs the effects and tells what happened.
+
+Knows: workers, the spare, plans, leases. Does not know: requests' contents, HTTP. Everybody else
+asks for a lease and gives it back; state is read from outside only to show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from llm_runner_router.config import Engine
+from llm_runner_router.errors import (
+    DeadlineExceeded,
+    EngineError,
+    LoadFailed,
+    Overloaded,
+    RunnerError,
+    Unavailable,
+)
+from llm_runner_router.models.info import LocalModel
+from llm_runner_router.types import Call
+
+from . import devices, fit, llamacpp, threads
+from .effects import Effect, Grant, Limits, Refuse, Start, Stop
+from .live import Endpoint as Endpoint
+from .live import Known, Lease, Live, Purpose
+from .live import key as key_of
+from .scheduler import Scheduler
+from .spare import Spare
+from .status import RunnerStatus as RunnerStatus
+from .status import rows
+from .worker import Worker
+
+Event = Callable[[float], list[Effect]]
+
+SAMPLE = 2.0
+"""Seconds between two looks at the machine's load."""
+FRESH = 0.25
+"""A look older than this is repeated before a model is loaded."""
+STOPPING = 12.0
+"""Seconds that `stop` waits for the process to be gone; requests in work may take longer."""
+LARGE = 1 << 40
+"""Bytes of a model that is not tiny, to choose how the spare waits."""
+
+_log = logging.getLogger(__name__)
+
+
+class Residency:
+    """Local models and their processes. Use as an async context manager, in one event loop.
+
+    Args:
+        settings: budget, slots, queue, timeouts, threads.
+        clock: monotonic seconds; the clock of `Call.deadline`.
+        environ: our environment; runners get harmless names of it only.
+        logs: folder for the engines' logs; None keeps only the last lines in memory.
+        machine: looks at the machine, given the busy cores.
+    """
+
+    def __init__(
+        self,
+        settings: Engine,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        environ: Mapping[str, str] = os.environ,
+        logs: Path | None = None,
+        machine: Callable[[float], devices.Machine] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._environ = environ
+        self._logs = logs
+        self._look = machine or (lambda busy: devices.look(busy=busy))
+        self._meter = devices.LoadMeter(clock)
+        self._retune = threads.Retune()
+        budget = settings.memory if settings.memory is not None else self._look(0).memory // 2
+        self._scheduler = Scheduler(
+            Limits(
+                budget=budget,
+                keep_alive=settings.keep_alive,
+                max_queue=settings.max_queue,
+                queue_timeout=settings.queue_timeout,
+            )
+        )
+        self._spare = Spare(lambda wait: self._spawn(wait, None))
+        self._known: dict[str, Known] = {}
+        self._live: dict[int, Live] = {}
+        self._waiting: dict[int, asyncio.Future[Live]] = {}
+        self._tickets = 0
+        self._events: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._owner: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # ------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        self._meter.sample(())
+        self._owner = asyncio.create_task(self._own(), name="residency")
+        self._spawn_task(self._watch_load(), "load meter")
+        if self._settings.spare:
+            self._refill()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuse everybody, end every process; returns when they are gone. Safe to repeat."""
+        if self._owner is None:
+            return
+        self._closing = True
+        self._post(self._scheduler.on_close)
+        try:
+            await self._owner
+            for task in list(self._tasks):
+                if not task.get_name().startswith("runner"):
+                    task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._spare.close()
+        finally:
+            for live in self._live.values():  # cancelled half-way: leave nothing running
+                if live.worker is not None:
+                    live.worker.kill()
+
+    # ------------------------------------------------------------ asking
+
+    @asynccontextmanager
+    async def lease(
+        self, model: LocalModel, purpose: Purpose, call: Call | None = None
+    ) -> AsyncIterator[Lease]:
+        """A slot of a runner for `model`, loaded if need be; waits its turn.
+
+        Raises:
+            Overloaded: the queue is full, or nothing became free in time; with `retry_after`.
+            LoadFailed: it cannot be loaded; carries the engine's reason.
+            Unavailable: it keeps failing and rests, or we are closing.
+            DeadlineExceeded: the call's deadline passed while waiting.
+        """
+        if self._owner is None or self._owner.done():
+            raise Unavailable("the engine is not running", hint="use `async with`")
+        known = self._know(model, purpose)
+        self._tickets += 1
+        ticket = self._tickets
+        future: asyncio.Future[Live] = asyncio.get_running_loop().create_future()
+        self._waiting[ticket] = future
+        self._post(partial(self._scheduler.on_request, ticket, known.need))
+        try:
+            live = await self._granted(future, model, call)
+            assert live.endpoint is not None
+            yield Lease(live, live.endpoint)
+            known.served += 1
+        finally:
+            self._waiting.pop(ticket, None)
+            self._post(partial(self._scheduler.on_cancel, ticket))
+
+    async def load(self, model: LocalModel, *, pin: bool = False) -> None:
+        """Load `model` and wait for it; `pin` keeps it from being unloaded.
+
+        Raises:
+            RunnerError: as `lease`.
+        """
+        if pin:
+            self._know(model, "chat").pinned = True
+        async with self.lease(model, "chat"):
+            pass
+        self._know(model, "chat").served -= 1
+
+    async def stop(self, name: str) -> bool:
+        """Unload the model called `name`: at once, or after the requests it is answering.
+
+        Returns when the process is gone, or after some seconds if it is still answering; True if
+        there was something to stop.
+        """
+        found = [live for live in self._live.values() if live.known.model.name == name]
+        self._post(partial(self._scheduler.on_stop, key_of(name, "chat")))
+        self._post(partial(self._scheduler.on_stop, key_of(name, "embed")))
+        waits = [live.gone.wait() for live in found]
+        try:
+            async with asyncio.timeout(STOPPING):
+                await asyncio.gather(*waits)
+        except TimeoutError:
+            pass
+        return bool(found)
+
+    def status(self) -> tuple[RunnerStatus, ...]:
+        """What is loaded, loading or waited for; for display."""
+        return rows(self._scheduler, self._live, self._known, self._clock())
+
+    def log(self, name: str) -> tuple[str, ...]:
+        """The last lines that the engine wrote for the model called `name`."""
+        for live in reversed(self._live.values()):
+            if live.known.model.name == name and live.worker is not None:
+                return live.worker.log()
+        return ()
+
+    @property
+    def spare_pid(self) -> int | None:
+        """Process id of the spare; for display."""
+        return self._spare.pid
+
+    # ------------------------------------------------------------ the owner
+
+    async def _own(self) -> None:
+        """Hand events to the scheduler in order and perform what it decides."""
+        try:
+            while True:
+                while self._events:
+                    event = self._events.popleft()
+                    for effect in event(self._clock()):
+                        self._perform(effect)
+                if self._closing:
+                    return
+                await self._until(self._scheduler.next_event(self._clock()))
+        finally:
+            for future in self._waiting.values():  # only after a bug; nobody may hang
+                if not future.done():
+                    future.set_exception(Unavailable("the engine has stopped"))
+
+    async def _until(self, due: float | None) -> None:
+        """Sleep until an event or until `due`, which then becomes an event itself."""
+        self._wake.clear()
+        if self._events:
+            return
+        try:
+            async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            self._events.append(self._scheduler.on_tick)
+
+    def _post(self, event: Event) -> None:
+        if self._owner is not None and self._owner.done():
+            # Closed: the scheduler starts nothing any more, so what it says needs no doing.
+            event(self._clock())
+            return
+        self._events.append(event)
+        self._wake.set()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Start():
+                live = Live(self._known[effect.key])
+                self._live[effect.runner] = live
+                live.task = self._spawn_task(
+                    self._run(effect.runner, live), f"runner {effect.runner}"
+                )
+            case Stop():
+                live = self._live[effect.runner]
+                live.stop.set()
+                if live.endpoint is None and live.worker is not None:
+                    live.worker.kill()  # it is loading and does not listen yet
+            case Grant():
+                future = self._waiting.get(effect.ticket)
+                if future is not None and not future.done():
+                    future.set_result(self._live[effect.runner])
+            case Refuse():
+                future = self._waiting.get(effect.ticket)
+                if future is not None and not future.done():
+                    future.set_exception(_refusal(effect))
+
+    async def _granted(
+        self, future: asyncio.Future[Live], model: LocalModel, call: Call | None
+    ) -> Live:
+        deadline = call.deadline if call is not None else None
+        seconds = None if deadline is None else max(0.0, deadline - self._clock())
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the deadline passed while waiting for `{model.name}`"
+            ) from None
+        except RunnerError as exc:
+            exc.message = f"`{model.name}`: {exc.message}"
+            exc.args = (exc.message,)
+            raise
+
+    # ------------------------------------------------------------ a runner
+
+    async def _run(self, number: int, live: Live) -> None:
+        """The life of one runner process, from start to exit."""
+        message = "it was stopped while loading"
+        try:
+            await self._load(live)
+            if not live.stop.is_set():
+                self._post(partial(self._scheduler.on_loaded, number))
+                if self._settings.spare:
+                    self._refill()
+                await self._attend(live)
+        except (EngineError, OSError) as exc:
+            message = exc.message if isinstance(exc, EngineError) else f"cannot start it: {exc}"
+        except Exception as exc:  # a bug of ours must not leave its requests waiting
+            _log.exception("runner %d", number)
+            message = f"{type(exc).__name__}: {exc}"
+        finally:
+            if live.worker is not None:
+                await live.worker.stop()
+            self._ended(number, live, message)
+
+    async def _load(self, live: Live) -> None:
+        known, began = live.known, self._clock()
+        plan = live.plan = self._plan(known, None)
+        worker = await self._spare.take(plan)
+        live.from_spare = worker is not None
+        live.worker = worker = worker or await self._spawn(plan.wait, self._log_file(known))
+        if live.stop.is_set():
+            return
+        key = secrets.token_urlsafe(24)
+        embed = known.purpose == "embed"
+        wanted = llamacpp.parameters(known.model, plan, known.placement, key, embed=embed)
+        address = await worker.load(wanted, self._settings.load_timeout)
+        if worker.unknown:
+            _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
+        live.endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+        live.since = self._clock()
+        live.load_seconds = live.since - began
+
+    async def _attend(self, live: Live) -> None:
+        """Until the process ends or is to be stopped."""
+        assert live.worker is not None
+        exited = asyncio.create_task(live.worker.exited())
+        stopped = asyncio.create_task(live.stop.wait())
+        try:
+            await asyncio.wait((exited, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            exited.cancel()
+            stopped.cancel()
+            await asyncio.gather(exited, stopped, return_exceptions=True)
+        if not live.stop.is_set():
+            live.crash = live.worker.crashed()
+
+    def _ended(self, number: int, live: Live, message: str) -> None:
+        if live.endpoint is None:
+            self._post(partial(self._scheduler.on_load_failed, number, message))
+        else:
+            words = live.crash.message if live.crash else ""
+            self._post(partial(self._scheduler.on_exit, number, words))
+        self._retune.forget(live.known.need.key)
+        self._live.pop(number, None)
+        live.gone.set()
+
+    # ------------------------------------------------------------ plans
+
+    def _know(self, model: LocalModel, purpose: Purpose) -> Known:
+        key = key_of(model.name, purpose)
+        known = self._known.get(key)
+        if known is None or known.model != model:
+            placement = fit.place(
+                model.info,
+                slots=self._settings.slots,
+                context=self._settings.context,
+                budget=self._scheduler.limits.budget,
+                embed=purpose == "embed",
+            )
+            pinned = purpose == "chat" and _is_named(model.name, self._settings.pin)
+            known = self._known[key] = Known(model, purpose, placement, pinned)
+        return known
+
+    def _plan(self, known: Known, pid: int | None) -> threads.CpuPlan:
+        """What `known` would be started with now; `pid` is its own process, if it has one."""
+        if self._meter.age > FRESH:
+            self._meter.sample(self._pids())
+        machine = self._look(self._meter.others(pid))
+        return threads.plan(known.model.info.bytes, machine, self._settings)
+
+    def _wait_now(self) -> threads.Wait:
+        return threads.plan(LARGE, self._look(self._meter.busy), self._settings).wait
+
+    async def _watch_load(self) -> None:
+        """Look at the load again and again; replace runners whose plan has long been another."""
+        while True:
+            await asyncio.sleep(SAMPLE)
+            self._meter.sample(self._pids())
+            now = self._clock()
+            for view in self._scheduler.models():
+                live = self._live.get(view.current or 0)
+                if live is None or live.plan is None or live.worker is None or view.coming:
+                    continue
+                wanted = self._plan(live.known, live.worker.pid)
+                if self._retune.observe(view.key, live.plan, wanted, now):
+                    self._post(partial(self._scheduler.on_replan, view.key))
+            self._watch_spare(now)
+
+    def _watch_spare(self, now: float) -> None:
+        has = self._spare.wait
+        if self._settings.spare and has is not None:
+            wanted = threads.CpuPlan(1, 1, self._wait_now())
+            if self._retune.observe("spare", threads.CpuPlan(1, 1, has), wanted, now):
+                self._refill()
+
+    def _refill(self) -> None:
+        if not self._closing:
+            self._spawn_task(self._refilled(), "spare")
+
+    async def _refilled(self) -> None:
+        try:
+            await self._spare.refill(self._wait_now())
+        except OSError as exc:  # no process to be had; the next load says so to whom it concerns
+            _log.warning("cannot start a spare runner: %s", exc)
+
+    # ------------------------------------------------------------ processes and tasks
+
+    async def _spawn(self, wait: threads.Wait, log: Path | None) -> Worker:
+        return await Worker.start(wait, environ=self._environ, log=log)
+
+    def _log_file(self, known: Known) -> Path | None:
+        if self._logs is None:
+            return None
+        name = "".join(c if c.isalnum() or c in "-." else "_" for c in known.model.name)[-80:]
+        return self._logs / f"{name}.{known.purpose}.log"
+
+    def _pids(self) -> list[int]:
+        return [live.worker.pid for live in self._live.values() if live.worker is not None]
+
+    def _spawn_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _is_named(name: str, pins: tuple[str, ...]) -> bool:
+    return name in pins or name.removeprefix("zoo:") in pins
+
+
+def _refusal(effect: Refuse) -> RunnerError:
+    """The error for a refusal, with the next step."""
+    match effect.why:
+        case "overloaded" | "timeout":
+            return Overloaded(
+                effect.message,
+                hint="try again later, or raise `engine.slots` or `engine.max_queue`",
+                retry_after=effect.retry_after,
+            )
+        case "too_big":
+            return LoadFailed(
+                effect.message,
+                hint="raise `engine.memory`, lower `engine.context` or `engine.slots`, or use a"
+                " smaller model",
+            )
+        case "load_failed":
+            return LoadFailed(effect.message, hint="`llmrr show` tells what the file is")
+        case "parked":
+            return Unavailable(
+                effect.message,
+                hint="see the runner's log; it is tried again by itself",
+                retry_after=effect.retry_after,
+            )
+        case "closing":
+            return Unavailable(effect.message)

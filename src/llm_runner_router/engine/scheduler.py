@@ -1,0 +1,475 @@
+"""Who is loaded, who waits, who is evicted: a state machine without I/O.
+
+Knows: models by key, runners by number, requests by ticket, bytes, time as an argument. Does not
+know: processes, files, HTTP, clocks. Events come in through `on_…`, effects come out as a list;
+whoever owns the scheduler (`residency.py`) performs them in order and reports back by events.
+
+    request ─ waits in its model's queue ─► Grant ─► release            or Refuse, or cancel
+    runner  ─ Start ─► loading ─► ready ─► retiring (finishes its requests) ─► stopping ─► exit
+
+Laws, which the tests check on random schedules:
+- bytes of all runners that are not gone never exceed the budget;
+- a runner has at most its slots of requests, a model at most one loading runner;
+- every request ends once: granted, refused or cancelled; nothing waits while it could be served;
+- neither a pinned runner nor one with requests is evicted.
+
+Roads not taken: eviction by count (llama.cpp's router mode) ignores that models differ a
+thousandfold in size; a lock per model (ollama) makes the order of wake-ups luck.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from msgspec import Struct
+
+from .effects import (
+    Effect,
+    Grant,
+    Left,
+    Limits,
+    ModelView,
+    Need,
+    Refuse,
+    RunnerView,
+    Start,
+    Stop,
+    Why,
+)
+from .evict import Resident, victims
+
+# ---------------------------------------------------------------- state
+
+
+class _Waiter(Struct):
+    ticket: int
+    since: float
+
+
+class _Runner(Struct):
+    number: int
+    key: str
+    bytes: int
+    slots: int
+    state: Literal["loading", "ready", "retiring", "stopping"]
+    last_used: float
+    active: dict[int, float] = {}
+    """Tickets it serves, with the instant of the grant."""
+    draining: Left = "stopped"
+    """Why it retires."""
+
+
+class _Model(Struct):
+    need: Need
+    waiters: deque[_Waiter]
+    current: int | None = None
+    """The runner that gets requests."""
+    coming: int | None = None
+    """The runner that loads."""
+    failures: list[float] = []
+    restarts: int = 0
+    not_before: float = 0.0
+    parked_until: float = 0.0
+    last_error: str = ""
+    seconds: float = 1.0
+    """Smoothed time a request holds its slot; for `retry_after`."""
+    held: bool = False
+    """Stopped on purpose: a pin does not load it again until somebody asks."""
+
+
+class Scheduler:
+    """The state machine. Every `on_…` returns the effects to perform, in order."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._models: dict[str, _Model] = {}
+        self._runners: dict[int, _Runner] = {}
+        self._granted: dict[int, int] = {}
+        self._next = 1
+        self._closed = False
+        self._out: list[Effect] = []
+
+    # ------------------------------------------------------------ events
+
+    def on_request(self, ticket: int, need: Need, now: float) -> list[Effect]:
+        """Somebody wants `need`.
+
+        1. Closing, 2. larger than the budget, 3. parked after crashes, 4. queue full: refused.
+        5. Otherwise it waits its turn, which may come at once.
+        """
+        model = self._model(need)
+        model.held = False
+        if self._closed:  # 1
+            self._refuse(ticket, "closing", "the gateway is shutting down")
+        elif (message := self._too_big(need)) is not None:  # 2
+            self._refuse(ticket, "too_big", message)
+        elif now < model.parked_until:  # 3
+            self._refuse_parked(ticket, model, now)
+        elif self._is_full(model):  # 4
+            wait = self._estimate(model)
+            queued = len(model.waiters)
+            self._refuse(ticket, "overloaded", f"{queued} requests already wait for it", wait)
+        else:  # 5
+            model.waiters.append(_Waiter(ticket, now))
+        return self._flush(now)
+
+    def on_pin(self, need: Need, now: float) -> list[Effect]:
+        """Keep `need` loaded from now on, also when nobody asks."""
+        self._model(need)
+        return self._flush(now)
+
+    def on_loaded(self, runner: int, now: float) -> list[Effect]:
+        """The process answers; an older runner of the model takes no new requests."""
+        found = self._runners.get(runner)
+        if found is not None and found.state == "loading":
+            model = self._models[found.key]
+            found.state, found.last_used = "ready", now
+            model.coming = None
+            if model.current is not None:
+                self._retire(self._runners[model.current], "replaced")
+            model.current = runner
+        return self._flush(now)
+
+    def on_load_failed(self, runner: int, message: str, now: float) -> list[Effect]:
+        """The process ended or was given up before it answered."""
+        found = self._runners.pop(runner, None)
+        if found is None:
+            return self._flush(now)
+        model = self._models[found.key]
+        if found.state == "loading":
+            model.coming = None
+            self._note_failure(model, message, now)
+            if model.current is None:
+                for waiter in model.waiters:
+                    self._refuse(waiter.ticket, "load_failed", message)
+                model.waiters.clear()
+        return self._flush(now)
+
+    def on_exit(self, runner: int, message: str, now: float) -> list[Effect]:
+        """The process of a runner that had been ready is gone, wanted or not."""
+        found = self._runners.pop(runner, None)
+        if found is None:
+            return self._flush(now)
+        for ticket in found.active:
+            self._granted.pop(ticket, None)
+        model = self._models[found.key]
+        if model.coming == runner:
+            model.coming = None
+        if model.current == runner:
+            model.current = None
+        if found.state != "stopping":
+            self._note_failure(model, message, now)
+        return self._flush(now)
+
+    def on_release(self, ticket: int, now: float) -> list[Effect]:
+        """A granted request is done, however it ended."""
+        runner = self._runners.get(self._granted.pop(ticket, 0))
+        if runner is not None:
+            since = runner.active.pop(ticket)
+            runner.last_used = now
+            model = self._models[runner.key]
+            model.seconds += 0.2 * (now - since - model.seconds)
+            if not runner.active and runner.state == "retiring":
+                self._stop(runner, runner.draining)
+        return self._flush(now)
+
+    def on_cancel(self, ticket: int, now: float) -> list[Effect]:
+        """A request leaves, waiting or granted."""
+        if ticket in self._granted:
+            return self.on_release(ticket, now)
+        for model in self._models.values():
+            for waiter in model.waiters:
+                if waiter.ticket == ticket:
+                    model.waiters.remove(waiter)
+                    return self._flush(now)
+        return self._flush(now)
+
+    def on_stop(self, key: str, now: float) -> list[Effect]:
+        """Unload a model: at once if idle, else after the requests it is answering.
+
+        Those that wait for it are served by a new runner, as if they had come later.
+        """
+        model = self._models.get(key)
+        if model is not None:
+            model.held = not model.waiters
+            for number in (model.current, model.coming):
+                if number is not None:
+                    self._retire(self._runners[number], "stopped")
+            model.current = model.coming = None
+        return self._flush(now)
+
+    def on_replan(self, key: str, now: float) -> list[Effect]:
+        """Load the model again beside itself, to swap; nothing if there is no room for both."""
+        model = self._models.get(key)
+        if model is not None and model.current is not None and model.coming is None:
+            if self._used() + model.need.bytes <= self.limits.budget and not self._hungry():
+                self._start(model, now)
+        return self._flush(now)
+
+    def on_tick(self, now: float) -> list[Effect]:
+        """Time passed: waiters that waited too long, models that were idle too long."""
+        for model in self._models.values():
+            while model.waiters and now - model.waiters[0].since >= self.limits.queue_timeout:
+                waiter = model.waiters.popleft()
+                message = f"no slot became free within {self.limits.queue_timeout:g} s"
+                self._refuse(waiter.ticket, "timeout", message, self._estimate(model))
+        for runner in self._runners.values():
+            if self._expires(runner) is not None and not self._models[runner.key].waiters:
+                if now - runner.last_used >= self.limits.keep_alive:
+                    self._retire(runner, "idle")
+        return self._flush(now)
+
+    def on_close(self, now: float) -> list[Effect]:
+        """Refuse everybody and stop everything; nothing is started any more."""
+        self._closed = True
+        for model in self._models.values():
+            for waiter in model.waiters:
+                self._refuse(waiter.ticket, "closing", "the gateway is shutting down")
+            model.waiters.clear()
+        for runner in self._runners.values():
+            if runner.state != "stopping":
+                self._stop(runner, "closing")
+        return self._flush(now)
+
+    # ------------------------------------------------------------ looking
+
+    def next_event(self, now: float) -> float | None:
+        """The next instant at which `on_tick` would do something; None if never."""
+        times: list[float] = []
+        for model in self._models.values():
+            if model.waiters:
+                times.append(model.waiters[0].since + self.limits.queue_timeout)
+                times.append(model.waiters[0].since + self.limits.patience)
+            if model.current is None and (model.waiters or self._keeps(model)):
+                times += [model.not_before, model.parked_until]
+        for runner in self._runners.values():
+            if (expires := self._expires(runner)) is not None:
+                times.append(expires)
+        return min((t for t in times if t > now), default=None)
+
+    def models(self) -> tuple[ModelView, ...]:
+        """All models that were ever asked for, for display."""
+        return tuple(
+            ModelView(
+                key=key,
+                current=m.current,
+                coming=m.coming,
+                queued=len(m.waiters),
+                restarts=m.restarts,
+                parked_until=m.parked_until or None,
+                last_error=m.last_error,
+            )
+            for key, m in self._models.items()
+        )
+
+    def runners(self) -> tuple[RunnerView, ...]:
+        """All runners that are not gone, for display."""
+        return tuple(
+            RunnerView(r.number, r.key, r.state, len(r.active), r.bytes, self._expires(r))
+            for r in self._runners.values()
+        )
+
+    # ------------------------------------------------------------ the turn
+
+    def _flush(self, now: float) -> list[Effect]:
+        """Give what can be given, then hand the effects out."""
+        if not self._closed:
+            self._grant(now)
+            self._load(now)
+            if self.limits.keep_alive == 0:
+                self._unload_idle()
+        out, self._out = self._out, []
+        return out
+
+    def _grant(self, now: float) -> None:
+        """Free slots go to those who waited longest for the model."""
+        for model in self._models.values():
+            runner = self._runners.get(model.current or 0)
+            if runner is None:
+                continue
+            while model.waiters and len(runner.active) < runner.slots:
+                waiter = model.waiters.popleft()
+                runner.active[waiter.ticket] = now
+                runner.last_used = now
+                self._granted[waiter.ticket] = runner.number
+                self._out.append(Grant(waiter.ticket, runner.number))
+
+    def _load(self, now: float) -> None:
+        """Start what is waited for, oldest first; the first that lacks memory gets it next.
+
+        1. There is room: start. 2. Idle models make room: stop them, and wait for their exit.
+        3. Runners that are ending will make room: wait. 4. Models in use would have to make room:
+        after `patience` they take no new requests, so that they become idle.
+        Nobody behind may take the room meanwhile.
+        """
+        for model in self._hungry_by_age(now):
+            missing = self._used() + model.need.bytes - self.limits.budget
+            if missing <= 0:  # 1
+                self._start(model, now)
+                continue
+            missing -= sum(r.bytes for r in self._runners.values() if r.state == "stopping")
+            for number in victims(missing, self._residents()):  # 2
+                runner = self._runners[number]
+                missing -= runner.bytes
+                self._retire(runner, "evicted")
+            if missing > 0 and model.waiters:  # 4, else 3
+                if now - model.waiters[0].since >= self.limits.patience:
+                    self._drain(missing)
+            return
+
+    def _drain(self, missing: int) -> None:
+        """Let runners in use finish and go, least recently used first, until it is enough."""
+        missing -= sum(r.bytes for r in self._runners.values() if r.state == "retiring")
+        able = [
+            r
+            for r in self._runners.values()
+            if r.state == "ready" and not self._models[r.key].need.pinned
+        ]
+        if sum(r.bytes for r in able) < missing:
+            return  # a pinned model is in the way; nobody else need suffer for nothing
+        for runner in sorted(able, key=lambda r: (r.last_used, r.number)):
+            if missing <= 0:
+                return
+            missing -= runner.bytes
+            self._retire(runner, "evicted")
+
+    def _hungry_by_age(self, now: float) -> list[_Model]:
+        found = [
+            m
+            for m in self._models.values()
+            if m.current is None
+            and m.coming is None
+            and (m.waiters or self._keeps(m))
+            and now >= m.not_before
+            and now >= m.parked_until
+        ]
+        return sorted(found, key=lambda m: m.waiters[0].since if m.waiters else now)
+
+    def _hungry(self) -> bool:
+        return any(m.waiters and m.current is None for m in self._models.values())
+
+    def _unload_idle(self) -> None:
+        for runner in list(self._runners.values()):
+            model = self._models[runner.key]
+            if self._expires(runner) is not None and not model.waiters:
+                self._retire(runner, "idle")
+
+    # ------------------------------------------------------------ steps
+
+    def _model(self, need: Need) -> _Model:
+        model = self._models.get(need.key)
+        if model is None:
+            model = self._models[need.key] = _Model(need, deque())
+        model.need = need
+        return model
+
+    def _start(self, model: _Model, now: float) -> None:
+        need, number = model.need, self._next
+        self._next += 1
+        self._runners[number] = _Runner(number, need.key, need.bytes, need.slots, "loading", now)
+        model.coming = number
+        self._out.append(Start(number, need.key))
+
+    def _retire(self, runner: _Runner, why: Left) -> None:
+        """Take no new requests; stop now if there are none."""
+        model = self._models[runner.key]
+        if model.current == runner.number:
+            model.current = None
+        if runner.state == "stopping":
+            return
+        if runner.active:
+            runner.state, runner.draining = "retiring", why
+        else:
+            self._stop(runner, why)
+
+    def _stop(self, runner: _Runner, why: Left) -> None:
+        model = self._models[runner.key]
+        if model.current == runner.number:
+            model.current = None
+        if model.coming == runner.number:
+            model.coming = None
+        runner.state = "stopping"
+        self._out.append(Stop(runner.number, why))
+
+    def _refuse(self, ticket: int, why: Why, message: str, retry: float | None = None) -> None:
+        self._out.append(Refuse(ticket, why, message, retry))
+
+    def _refuse_parked(self, ticket: int, model: _Model, now: float) -> None:
+        left = max(1.0, model.parked_until - now)
+        message = (
+            f"it failed {self.limits.crashes} times within {self.limits.crash_window:g} s"
+            f" and rests; last: {model.last_error}"
+        )
+        self._refuse(ticket, "parked", message, left)
+
+    def _note_failure(self, model: _Model, message: str, now: float) -> None:
+        """Back off, and park a model that keeps failing; those who wait are told."""
+        model.last_error = message
+        model.restarts += 1
+        recent = [t for t in model.failures if now - t < self.limits.crash_window]
+        model.failures = [*recent, now]
+        if len(model.failures) >= self.limits.crashes:
+            model.parked_until = now + self.limits.crash_window
+            model.failures = []
+            for waiter in model.waiters if model.current is None else ():
+                self._refuse_parked(waiter.ticket, model, now)
+            if model.current is None:
+                model.waiters.clear()
+        elif recent:
+            model.not_before = now + self.limits.backoff * 2 ** (len(recent) - 1)
+
+    # ------------------------------------------------------------ numbers
+
+    def _used(self) -> int:
+        return sum(runner.bytes for runner in self._runners.values())
+
+    def _residents(self) -> list[Resident]:
+        """Ready runners; one whose model is waited for is in use."""
+        return [
+            Resident(
+                runner=r.number,
+                bytes=r.bytes,
+                last_used=r.last_used,
+                active=len(r.active) + len(self._models[r.key].waiters),
+                pinned=self._models[r.key].need.pinned,
+            )
+            for r in self._runners.values()
+            if r.state == "ready"
+        ]
+
+    def _too_big(self, need: Need) -> str | None:
+        """Why the model can never be loaded beside what is pinned; None if it can."""
+        budget = self.limits.budget
+        pinned = sum(
+            m.need.bytes
+            for key, m in self._models.items()
+            if m.need.pinned and key != need.key and (m.current or m.coming)
+        )
+        if need.bytes + pinned <= budget:
+            return None
+        beside = f", and {_mib(pinned)} are taken by pinned models" if pinned else ""
+        return f"it needs {_mib(need.bytes)} of memory; the budget is {_mib(budget)}{beside}"
+
+    def _is_full(self, model: _Model) -> bool:
+        """The queue is at its limit; slots that are free, or will be once loaded, count extra."""
+        runner = self._runners.get(model.current or 0)
+        taken = len(runner.active) if runner is not None else 0
+        return len(model.waiters) >= self.limits.max_queue + model.need.slots - taken
+
+    def _estimate(self, model: _Model) -> float:
+        """Seconds until a newcomer would have its turn, 1 to 60."""
+        turns = (len(model.waiters) + 1) / max(1, model.need.slots)
+        return max(1.0, min(60.0, turns * model.seconds))
+
+    def _keeps(self, model: _Model) -> bool:
+        return model.need.pinned and not model.held
+
+    def _expires(self, runner: _Runner) -> float | None:
+        if runner.state != "ready" or runner.active or self._models[runner.key].need.pinned:
+            return None
+        return runner.last_used + self.limits.keep_alive
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

@@ -1,0 +1,104 @@
+"""Rows of `llmrr ps`: the scheduler's view and the processes', joined for display.
+
+Reads state to show it, never to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from .effects import ModelView, RunnerView
+from .live import Known, Live, Purpose
+from .scheduler import Scheduler
+
+
+class RunnerStatus(Struct, frozen=True):
+    """A row of `llmrr ps`. Bytes, seconds, tokens per second."""
+
+    name: str
+    purpose: Purpose
+    state: str
+    """`loading`, `ready`, `retiring`, `stopping`; without a process `waiting` or `parked`."""
+    pid: int | None = None
+    threads: int | None = None
+    batch_threads: int | None = None
+    wait_policy: str | None = None
+    memory: int | None = None
+    """Memory the process takes, shared pages in proportion."""
+    reserved: int = 0
+    """Memory it counts for in the budget."""
+    context: int = 0
+    slots: int = 0
+    tokens_per_second: float | None = None
+    queued: int = 0
+    active: int = 0
+    served: int = 0
+    loaded_for: float | None = None
+    load_seconds: float | None = None
+    from_spare: bool = False
+    expires_in: float | None = None
+    pinned: bool = False
+    failures: int = 0
+    last_error: str = ""
+
+
+def rows(
+    scheduler: Scheduler, lives: Mapping[int, Live], known: Mapping[str, Known], now: float
+) -> tuple[RunnerStatus, ...]:
+    """One row per process, and one per model that is waited for or rests without one."""
+    models = {view.key: view for view in scheduler.models()}
+    found: list[RunnerStatus] = []
+    shown: set[str] = set()
+    for runner in scheduler.runners():
+        live = lives.get(runner.number)
+        if live is not None:
+            shown.add(runner.key)
+            found.append(_row(runner, live, models[runner.key], now))
+    for key, view in models.items():
+        parked = view.parked_until is not None and view.parked_until > now
+        if key not in shown and (view.queued or parked):
+            found.append(_without(known[key], view, "parked" if parked else "waiting"))
+    return tuple(found)
+
+
+def _without(known: Known, view: ModelView, state: str) -> RunnerStatus:
+    return RunnerStatus(
+        name=known.model.name,
+        purpose=known.purpose,
+        state=state,
+        queued=view.queued,
+        served=known.served,
+        failures=view.restarts,
+        last_error=view.last_error,
+    )
+
+
+def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerStatus:
+    known, plan, worker = live.known, live.plan, live.worker
+    ready = live.endpoint is not None
+    return RunnerStatus(
+        name=known.model.name,
+        purpose=known.purpose,
+        state=runner.state,
+        pid=worker.pid if worker is not None else None,
+        threads=plan.threads if plan is not None else None,
+        batch_threads=plan.batch_threads if plan is not None else None,
+        wait_policy=plan.wait if plan is not None else None,
+        memory=worker.memory() if worker is not None else None,
+        reserved=runner.bytes,
+        context=known.placement.context,
+        slots=known.placement.slots,
+        tokens_per_second=known.speed,
+        queued=view.queued if runner.number in (view.current, view.coming) else 0,
+        active=runner.active,
+        served=known.served,
+        loaded_for=now - live.since if ready else None,
+        load_seconds=live.load_seconds if ready else None,
+        from_spare=live.from_spare,
+        expires_in=None if runner.expires is None else max(0.0, runner.expires - now),
+        pinned=known.pinned,
+        failures=view.restarts,
+        last_error=view.last_error,
+    )

@@ -1,0 +1,275 @@
+"""The parent's side of a runner process: start it, load a model in it, watch it, end it.
+
+Knows: the protocol of `child.py`, process groups, deadlines, the engine's log. Does not know: which
+model when (`scheduler.py`), what a request is.
+
+Whoever starts a `Worker` owns it and must `stop` it. If the owner is killed, the child sees its
+stdin close (or the kernel tells it) and leaves by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from llm_runner_router.errors import LoadFailed, RunnerCrashed
+
+from .threads import ENV, Wait
+
+LINES = 200
+"""Lines of the engine's log that are kept in memory."""
+LINE = 500
+"""Characters kept of one line."""
+MAX_LOG = 4 * 1024 * 1024
+"""Bytes of log written to a file per runner."""
+STOP_STEPS = (2.0, 2.0, 5.0)
+"""Seconds to wait after closing stdin, after SIGTERM, and after SIGKILL."""
+
+_INHERITED = re.compile(
+    r"^(PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|(LD|DYLD)_LIBRARY_PATH|PYTHON(PATH|HOME|UTF8)"
+    r"|VIRTUAL_ENV|GGML_.*|CUDA_.*|HIP_.*|ROCR_.*)$"
+)
+"""Variables a runner gets. Nothing else: API keys in our environment are none of its business."""
+_NOISE = re.compile(r"^[\d.]+ [A-Z] +(\w+ +)?")
+_TROUBLE = re.compile(
+    r"^[\d.]+ E |\b(error|failed|failure|unknown|unsupported|invalid|missing|corrupt)", re.I
+)
+_USELESS = re.compile(r"please check the input params|exiting due to|failed to load model ?$", re.I)
+
+
+class Report(Struct, frozen=True):
+    """One line from the child."""
+
+    event: str
+    address: str = ""
+    error: str = ""
+    unknown: tuple[str, ...] = ()
+
+
+class Worker:
+    """A runner process. `await Worker.start(…)`, `await load(…)`, `await stop()`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, wait: Wait, log: Path | None) -> None:
+        self._process = process
+        self._log = log
+        self._lines: deque[str] = deque(maxlen=LINES)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
+        self.wait: Wait = wait
+        self.unknown: tuple[str, ...] = ()
+        """Parameters this build of the engine does not have."""
+
+    @classmethod
+    async def start(
+        cls, wait: Wait, *, environ: Mapping[str, str], log: Path | None = None
+    ) -> Self:
+        """Start a process that imports the engine and waits for an order.
+
+        Args:
+            wait: how its threads will wait for each other; fixed from here on.
+            environ: our environment; only harmless names are handed on.
+            log: file for the engine's log, written anew.
+        """
+        read, write = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "llm_runner_router.engine.child",
+                str(write),
+                str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(write,),
+                # Signals of our terminal (Ctrl-C, hang-up) must not reach it.
+                start_new_session=True,
+                env={k: v for k, v in environ.items() if _INHERITED.match(k)} | ENV[wait],
+            )
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        worker = cls(process, wait, log)
+        worker._tasks = [
+            asyncio.create_task(worker._read_log()),
+            asyncio.create_task(worker._read_reports(read)),
+        ]
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """It has not ended, as far as is known."""
+        return self._process.returncode is None
+
+    async def load(self, params: Mapping[str, Any], timeout: float) -> str:
+        """Send the order and wait for the model to be served; gives the address.
+
+        Raises:
+            LoadFailed: it did not load, or not within `timeout` seconds; carries the engine's
+                own reason.
+        """
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            async with asyncio.timeout(timeout):
+                stdin.write(msgspec.json.encode({"params": params}) + b"\n")
+                while (report := await self._reports.get()) is not None:
+                    if report.event == "listening":
+                        self.unknown = report.unknown
+                        return report.address
+                    if report.event == "failed":
+                        await self.exited()
+                        raise self._load_failed(report.error)
+                await self.exited()
+        except TimeoutError:
+            raise LoadFailed(
+                f"the model was not loaded within {timeout:g} s; the engine's last words: "
+                + (self.last_words() or "none"),
+                hint="raise `engine.load_timeout`, or use a smaller model",
+            ) from None
+        raise self._load_failed(f"the runner process ended with {self.ending()}")
+
+    async def exited(self) -> None:
+        """Wait until the process is gone and its log is read."""
+        await self._process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End the process: politely, then firmly, then by force; returns when it is gone."""
+        steps = (self._close_stdin, self._process.terminate, self._process.kill)
+        try:
+            for step, seconds in zip(steps, STOP_STEPS, strict=True):
+                if not self.is_alive:
+                    break
+                try:
+                    step()
+                    async with asyncio.timeout(seconds):
+                        await self._process.wait()
+                except ProcessLookupError:
+                    break
+                except TimeoutError:
+                    continue
+        finally:
+            if self.is_alive:
+                self.kill()
+            self._close_stdin()
+            for task in self._tasks:  # pipes that a grandchild kept open must not hold us
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End the process at once, without waiting."""
+        try:
+            self._process.kill()
+        except ProcessLookupError:
+            pass
+
+    def _close_stdin(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    # ------------------------------------------------------------ what is known of it
+
+    def memory(self) -> int:
+        """Bytes of memory, shared pages counted in proportion where the system tells; 0 if gone."""
+        try:
+            full = psutil.Process(self.pid).memory_full_info()
+        except psutil.Error:
+            return 0
+        return int(getattr(full, "pss", 0) or full.rss)
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        code = self._process.returncode
+        if code is None:
+            return "no exit yet"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def crashed(self) -> RunnerCrashed:
+        """The error for whoever used it when it died."""
+        words = self.last_words()
+        return RunnerCrashed(
+            f"the runner process ended with {self.ending()}"
+            + (f"; its last words: {words}" if words else ""),
+            hint="try again; it is started anew",
+        )
+
+    def log(self) -> tuple[str, ...]:
+        """The last lines of the engine's log."""
+        return tuple(self._lines)
+
+    def last_words(self) -> str:
+        """The lines that say what went wrong, else the last line."""
+        telling = [
+            _NOISE.sub("", line).strip()
+            for line in self._lines
+            if _TROUBLE.search(line) and not _USELESS.search(line)
+        ]
+        unique = list(dict.fromkeys(telling))[-3:]
+        if not unique and self._lines:
+            unique = [_NOISE.sub("", self._lines[-1]).strip()]
+        return "; ".join(unique)
+
+    def _load_failed(self, error: str) -> LoadFailed:
+        words = self.last_words()
+        return LoadFailed(
+            f"the engine would not load the model: {words or error}",
+            hint="check that the file is complete and that the engine knows its architecture"
+            " (`llmrr doctor`)",
+        )
+
+    # ------------------------------------------------------------ its pipes
+
+    async def _read_log(self) -> None:
+        stream = self._process.stderr
+        assert stream is not None
+        rest, written = b"", 0
+        file = None
+        try:
+            while chunk := await stream.read(65536):
+                if self._log is not None and written < MAX_LOG:
+                    file = file or self._log.open("wb", buffering=0)
+                    written += file.write(chunk) or 0
+                *lines, rest = (rest + chunk).split(b"\n")
+                rest = rest[-LINE:]
+                self._lines.extend(line[:LINE].decode("utf-8", "replace") for line in lines if line)
+            if rest:
+                self._lines.append(rest.decode("utf-8", "replace"))
+        except OSError:  # a full disk must not take the model down; the lines in memory remain
+            self._log = None
+        finally:
+            if file is not None:
+                file.close()
+
+    async def _read_reports(self, descriptor: int) -> None:
+        """Put the child's reports into the queue, and None at their end."""
+        reader = asyncio.StreamReader(limit=1 << 20)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+        )
+        try:
+            while line := await reader.readline():
+                self._reports.put_nowait(msgspec.json.decode(line, type=Report))
+        except (msgspec.DecodeError, ValueError):
+            self.kill()  # not our protocol: whatever it is, it is not a runner
+        finally:
+            self._reports.put_nowait(None)
+            transport.close()
