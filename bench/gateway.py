@@ -33,13 +33,13 @@ class Gateway:
 
     Args:
         config: the configuration, as the YAML file would hold it.
-        first: the model whose first answer ends the cold start.
+        first: the model whose first answer ends the cold start; None: `/healthz` does.
 
     Raises:
         BenchError: it does not start or does not answer; its own message is in the text.
     """
 
-    def __init__(self, config: Mapping[str, object], first: str = "gpt") -> None:
+    def __init__(self, config: Mapping[str, object], first: str | None = "gpt") -> None:
         self.home = Path(tempfile.mkdtemp(prefix="llmrr-bench-"))
         self.port = proc.free_port()
         path = self.home / "llmrr.yaml"
@@ -52,7 +52,9 @@ class Gateway:
             shutil.rmtree(self.home, ignore_errors=True)
             raise
         try:
-            request = self.load(wire.request_body(first, size=4096).decode()).wire
+            request = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+            if first is not None:
+                request = self.load(wire.request_body(first, size=4096).decode()).request(0)
             answered = proc.wait_answer(self.port, request, START_SECONDS, self.child)
         except proc.BenchError:
             self.stop()

@@ -89,7 +89,7 @@ def _start(python: str, server: str, client: str, upstream: int) -> tuple[proc.C
     command = [python, "-m", "bench.stacks.serve", server, client, url, str(port)]
     child = proc.Child(command, name=f"{server} + {client}")
     try:
-        request = Load(port=port, body=wire.request_body("gpt").decode()).wire
+        request = Load(port=port, body=wire.request_body("gpt").decode()).request(0)
         cold = proc.wait_answer(port, request, proc.START_SECONDS, child) - child.began
     except proc.BenchError:
         child.stop()
@@ -178,7 +178,7 @@ def _leave(port: int, upstream: int, script: wire.Script) -> float:
     The client leaves after the first event, or after 100 ms if the upstream thinks first.
     """
     before = _left_early(upstream)
-    request = Load(port=port, body=wire.request_body(script.model, stream=True).decode()).wire
+    request = Load(port=port, body=wire.request_body(script.model, stream=True).decode()).request(0)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(request)
         if script.think:

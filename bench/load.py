@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import pairwise
+from itertools import count, pairwise
 from time import perf_counter
 from typing import cast
 
@@ -51,10 +51,9 @@ class Load(Struct, frozen=True):
     path: str = "/v1/chat/completions"
     headers: dict[str, str] = {}
 
-    @property
-    def wire(self) -> bytes:
-        """One whole request."""
-        body = self.body.encode()
+    def request(self, number: int) -> bytes:
+        """One whole request; `######` in the body becomes its number, so that no two are equal."""
+        body = self.body.replace("######", f"{number:06d}").encode()
         head = [
             f"POST {self.path} HTTP/1.1",
             f"host: {self.host}:{self.port}",
@@ -93,6 +92,9 @@ class Result(Struct, frozen=True):
     events: int = 0
     """Events of all streams, with role, finish, usage and `[DONE]`."""
     bytes: int = 0
+    prompt_tokens: int = 0
+    """Of all streams, as their usage says."""
+    completion_tokens: int = 0
 
     @property
     def rate(self) -> float:
@@ -213,7 +215,8 @@ class _Run:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self._data = load.wire
+        self._same = load.request(0) if "######" not in load.body else None
+        self._numbers = count(1)
         self._loop = asyncio.get_running_loop()
         self._answers: list[Answer] = []
         self._errors: Counter[str] = Counter()
@@ -225,7 +228,8 @@ class _Run:
         self._free: list[Connection] = []
         self._due: list[float] = []
         self._ended = asyncio.Event()
-        self._broken = asyncio.Event()
+        self._over = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._began = 0.0
         self._finished = 0.0
 
@@ -244,9 +248,16 @@ class _Run:
         except OSError as exc:
             self._errors[f"cannot connect: {exc.strerror or exc}"] += self._left
         finally:
+            self._over = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             for connection in self._all:
                 connection.close()
         return self._result()
+
+    def _data(self) -> bytes:
+        return self._same or self.load.request(next(self._numbers))
 
     async def _connect(self) -> Connection:
         made = lambda: Connection(self.load, self._done)  # noqa: E731  # a protocol factory
@@ -279,6 +290,8 @@ class _Run:
         return [c if c.alive else await self._connect() for c in self._free]
 
     def _next(self, connection: Connection) -> None:
+        if self._over:
+            return
         if self._left <= 0:
             self._free.append(connection)
             if not self._open:
@@ -286,13 +299,14 @@ class _Run:
             return
         if not connection.alive:
             task = self._loop.create_task(self._again(connection))
-            task.add_done_callback(lambda _: None)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
             return
         self._left -= 1
         self._open += 1
         counted = not self._warm
         self._sent += counted
-        connection.ask(self._data, None, counted)
+        connection.ask(self._data(), None, counted)
 
     async def _again(self, old: Connection) -> None:
         """A server may close a connection between two requests; that is no error."""
@@ -325,7 +339,7 @@ class _Run:
         while self._free:
             connection = self._free.pop()
             if connection.alive:
-                connection.ask(self._data, due, True)
+                connection.ask(self._data(), due, True)
                 return
         # All are busy: it waits for one, and its clock runs.
         self._due.append(due)
@@ -333,6 +347,8 @@ class _Run:
     # ------------------------------------------------------------ answers
 
     def _done(self, connection: Connection, answer: Answer, fault: str | None) -> None:
+        if self._over:
+            return
         self._open -= 1
         self._finished = answer.last
         if fault is None and answer.status != 200:
@@ -347,7 +363,7 @@ class _Run:
             self._loop.call_soon(self._next, connection)
             return
         if self._due and connection.alive:
-            connection.ask(self._data, self._due.pop(0), True)
+            connection.ask(self._data(), self._due.pop(0), True)
         else:
             self._free.append(connection)
         if not self._open and not self._left:
@@ -355,10 +371,12 @@ class _Run:
 
     def _result(self) -> Result:
         load, good = self.load, []
+        tokens = [0, 0]
         for answer in self._answers:
             answer.body = b"".join(answer.pieces)
             if load.stream:
                 fault = wire.fault_of_stream(answer.body, load.text, usage=load.usage)
+                tokens = [a + b for a, b in zip(tokens, wire.tokens(answer.body), strict=True)]
             else:
                 fault = wire.fault_of_body(answer.body, load.text)
             if fault is None:
@@ -375,6 +393,8 @@ class _Run:
             gaps=spread([gap for a in good for gap in _gaps(a.events)]),
             events=sum(len(a.events) for a in good),
             bytes=sum(len(a.body) for a in good),
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
         )
 
 

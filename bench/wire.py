@@ -171,9 +171,14 @@ class _Choice(Struct):
     finish_reason: str | None = None
 
 
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class _Chunk(Struct):
     choices: list[_Choice] = []
-    usage: dict[str, object] | None = None
+    usage: _Usage | None = None
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
@@ -202,6 +207,19 @@ def fault_of_stream(data: bytes, text: str, *, usage: bool) -> str | None:
     if text and "".join(choice.delta.content or "" for choice in choices) != text:
         return "stream with wrong text"
     return None
+
+
+def tokens(data: bytes) -> tuple[int, int]:
+    """Prompt and completion tokens that a stream says it used; 0 if it does not say."""
+    at = data.rfind(b'"usage":{')
+    if at < 0:
+        return (0, 0)
+    start = data.rfind(b"data:", 0, at) + 5
+    try:
+        usage = _chunks.decode(data[start : data.find(b"\n", at)]).usage or _Usage()
+    except msgspec.MsgspecError:
+        return (0, 0)
+    return (usage.prompt_tokens, usage.completion_tokens)
 
 
 def fault_of_body(data: bytes, text: str) -> str | None:
