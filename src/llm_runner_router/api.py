@@ -17,7 +17,7 @@ from msgspec import Struct
 from .api_request import Messages, Options, as_request
 from .app import App
 from .config import Auto, Config, Node, Objective
-from .deltas import Answer, Collector
+from .deltas import Answer, Collector, collect
 from .errors import BadRequest
 from .types import Decision, Delta, EmbedRequest, Origin, Request, ToolCall, Trace, Usage
 
@@ -222,12 +222,7 @@ class LLMRouter:
 
     async def _answer(self, request: Request) -> Reply:
         await self._app.start()
-        call = self._app.start_call(session=request.user)
-        collector = Collector()
-        async with self._app.target(request.model).open(request, call) as deltas:
-            async for delta in deltas:
-                collector.add(delta)
-        return _reply(collector.answer(), call.trace)
+        return await _ask(self._app, request)
 
     # -------------------------------------------------------------- one call, nothing kept
 
@@ -243,7 +238,6 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: Literal[False] = False,
-        cache: bool = ...,
         **options: Unpack[Options],
     ) -> Reply: ...
 
@@ -253,7 +247,6 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: Literal[True],
-        cache: bool = ...,
         **options: Unpack[Options],
     ) -> Stream: ...
 
@@ -262,7 +255,6 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: bool = False,
-        cache: bool = False,
         **options: Unpack[Options],
     ) -> Reply | Stream:
         """Answer with everything said: model, sampling, fallbacks, tools, cache, streaming.
@@ -274,7 +266,7 @@ class LLMRouter:
         owned = AsyncExitStack()
         router = await owned.enter_async_context(LLMRouter())
         try:
-            request = as_request(prompt, router._default, cache=cache, **options)
+            request = as_request(prompt, router._default, **options)
             if stream:
                 asked = msgspec.structs.replace(request, stream=True)
                 return Stream(router._app, asked, owned.pop_all())
@@ -323,13 +315,7 @@ class Model:
 
     async def chat(self, messages: str | Messages, **options: Unpack[Options]) -> Reply:
         """Answer a conversation."""
-        request = as_request(messages, self.name, **options)
-        call = self._app.start_call(session=request.user)
-        collector = Collector()
-        async with self._app.target(request.model).open(request, call) as deltas:
-            async for delta in deltas:
-                collector.add(delta)
-        return _reply(collector.answer(), call.trace)
+        return await _ask(self._app, as_request(messages, self.name, **options))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """One vector per text."""
@@ -346,6 +332,13 @@ class Model:
             await self._app.admin.stop(self.name)
 
 
+async def _ask(app: App, request: Request) -> Reply:
+    call = app.start_call(session=request.user)
+    async with app.target(request.model).open(request, call) as deltas:
+        answer = await collect(deltas)
+    return _reply(answer, call.trace)
+
+
 def _reply(answer: Answer, trace: Trace) -> Reply:
     first = answer.choices[0] if answer.choices else None
     origin: Origin | None = answer.origin
@@ -355,18 +348,10 @@ def _reply(answer: Answer, trace: Trace) -> Reply:
         finish=first.finish if first else None,
         tool_calls=first.tool_calls if first else (),
         usage=answer.usage,
-        cost=_cost(origin, answer.usage),
+        cost=origin.cost(answer.usage) if origin else None,
         decisions=tuple(trace.decisions),
         answer=answer,
     )
-
-
-def _cost(origin: Origin | None, usage: Usage | None) -> float | None:
-    if origin is None or usage is None:
-        return None
-    if origin.price is not None:
-        return origin.price.cost(usage)
-    return 0.0 if origin.local else None
 
 
 def _with_router(

@@ -1,0 +1,252 @@
+"""The composition root: a `Config` becomes everything that lives, and stops living together.
+
+Knows: every concrete class, once. Does not know: wires (`surfaces/`), sockets (`server.py`).
+An `App` is the `Gateway` that surfaces see and the engine room of the library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+
+from msgspec import Struct
+
+from . import __version__, home
+from .app_leaves import AppLeaves
+from .app_tree import AUTOS, Entry, Tree, embedder_of
+from .config import Config
+from .engine.residency import Residency, RunnerStatus
+from .errors import RunnerError, Unsupported
+from .home import Home
+from .models.info import LocalModel
+from .policy.auth import Keys, ensure_key
+from .policy.cache import AnswerCache, Cache
+from .policy.deadline import Deadline
+from .policy.record import Record, RequestRecord
+from .policy.sink import FileSink, SinkState
+from .providers.http import HttpClient
+from .strategies.auto import Auto
+from .strategies.requested import RequestedFallbacks
+from .strategies.stats import LiveStats, TargetStats
+from .strategies.tasks import classify
+from .types import Call, Decision, Embedder, ModelCard, Request, Target
+
+
+class Status(Struct, frozen=True):
+    """How the whole thing does, for `llmrr status` and dashboards."""
+
+    version: str
+    uptime: float
+    """Seconds."""
+    models: int
+    record: SinkState
+    targets: tuple[TargetStats, ...]
+    broken: dict[str, str]
+    """Configured names that cannot be used, and why."""
+
+
+class App:
+    """Everything of one configuration. `start` it, ask its targets, `close` it.
+
+    Args:
+        config: what to serve.
+        local_files: whether a request may name a file on this machine (`./a.gguf`). The library
+            allows it; a server does not, because its clients are elsewhere.
+        environ: where keys of providers are read.
+        clock: monotonic seconds.
+        rng: the source of chance.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        local_files: bool = False,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Random | None = None,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.home: Home = home.find(environ)
+        self.stats = LiveStats(clock)
+        self.residency = Residency(config.engine, clock=clock, environ=environ)
+        self._client = HttpClient()
+        self._environ = environ
+        self._keys: Keys | None = None
+        self._life = AsyncExitStack()
+        self._state = "new"
+        self._changing = asyncio.Lock()
+        self._born = clock()
+        folder = self.home.records if config.record.enabled else None
+        self._sink = FileSink(folder, keep_days=config.record.keep_days)
+        self._answers = AnswerCache(clock)
+        self._fronts: dict[str, Target] = {}
+        self._leaves = AppLeaves(
+            config,
+            residency=self.residency,
+            client=self._client,
+            stats=self.stats,
+            clock=clock,
+            environ=environ,
+            local_files=local_files,
+        )
+        self._tree = Tree(
+            config,
+            self._leaves,
+            stats=self.stats,
+            classify=classify,
+            clock=clock,
+            rng=rng or Random(),
+        )
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Get ready to answer and load the pinned models; does nothing the second time.
+
+        Raises:
+            RunnerError: a pinned model cannot be loaded; everything is closed again then.
+        """
+        async with self._changing:
+            if self._state == "open":
+                return
+            if self._state == "closed":
+                raise RunnerError("this router is closed", hint="make a new one")
+            self._state = "open"
+            self._life.callback(self._sink.close)
+            await self._life.enter_async_context(self._client)
+            await self._life.enter_async_context(self.residency)
+        try:
+            await asyncio.gather(*(self._pin(name) for name in self.config.engine.pin))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop every runner, close every connection, write the last records. Safe to repeat."""
+        async with self._changing:
+            self._state = "closed"
+            await self._life.aclose()
+
+    # ------------------------------------------------------------ Gateway
+
+    @property
+    def admin(self) -> App:
+        """The operator's side; see `surfaces.base.Admin`."""
+        return self
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> str:
+        """The name of the key in `headers`. See `Gateway`."""
+        if self._keys is None:
+            self._keys = Keys(ensure_key(self.home, self._environ))
+        return self._keys.authenticate(headers)
+
+    def target(self, model: str) -> Target:
+        """What answers for `model`, with everything that must hold around it.
+
+        Raises:
+            UnknownModel: with the nearest names.
+        """
+        entry = self._tree.find(model)
+        front = self._fronts.get(entry.target.name)
+        if front is None:
+            front = self._front(entry.target)
+            if entry.target.name in self.config.models or entry.target.name in AUTOS:
+                self._fronts[entry.target.name] = front
+        return front
+
+    def _front(self, target: Target) -> Target:
+        asked: Target = RequestedFallbacks(target, lambda name: self._tree.find(name).target)
+        asked = Deadline(Cache(asked, self._answers), self.config.deadline, self.clock)
+        return Record(asked, self._sink, self.clock, self.config.record.content)
+
+    def embedder(self, model: str) -> Embedder:
+        """What embeds for `model`.
+
+        Raises:
+            UnknownModel, Unsupported
+        """
+        return embedder_of(self._tree.find(model))
+
+    def cards(self) -> Sequence[ModelCard]:
+        """A card for every served name that can be used."""
+        return [e.card for _, e in self._tree.entries() if isinstance(e, Entry)]
+
+    def start_call(
+        self,
+        *,
+        id: str | None = None,
+        caller: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        traceparent: str | None = None,
+    ) -> Call:
+        """A `Call` that starts now; `timeout` is what the client asked for, in seconds."""
+        now = self.clock()
+        return Call(
+            id=id or uuid.uuid4().hex,
+            started=now,
+            deadline=None if timeout is None else now + timeout,
+            caller=caller,
+            session=session,
+            traceparent=traceparent,
+        )
+
+    # ------------------------------------------------------------ Admin
+
+    def ps(self) -> tuple[RunnerStatus, ...]:
+        """The runners."""
+        return self.residency.status()
+
+    def status(self) -> Status:
+        """How it does."""
+        entries = dict(self._tree.entries())
+        targets = {e.target.name for e in entries.values() if isinstance(e, Entry)}
+        return Status(
+            version=__version__,
+            uptime=self.clock() - self._born,
+            models=len(entries),
+            record=self._sink.state(),
+            targets=tuple(self.stats.snapshot(name) for name in sorted(targets)),
+            broken={n: str(e) for n, e in entries.items() if isinstance(e, RunnerError)},
+        )
+
+    def records(self, limit: int) -> Sequence[RequestRecord]:
+        """The newest request records, newest first."""
+        return self._sink.records(limit)
+
+    def explain(self, request: Request) -> Decision | None:
+        """What would answer and why, without asking anyone; None when nothing is chosen."""
+        target = self._tree.find(request.model).target
+        return target.decide(request) if isinstance(target, Auto) else None
+
+    async def load(self, name: str) -> Any:
+        """Load a local model and wait for it; its row of `ps`."""
+        model = self._local(name)
+        await self.residency.load(model)
+        return next((row for row in self.ps() if row.name == model.name), None)
+
+    async def stop(self, name: str) -> Any:
+        """Unload a local model; whether it was loaded."""
+        return {"model": name, "stopped": await self.residency.stop(self._local(name).name)}
+
+    async def _pin(self, name: str) -> None:
+        await self.residency.load(self._local(name), pin=True)
+
+    def _local(self, name: str) -> LocalModel:
+        entry = self._tree.find(name)
+        if entry.model is None:
+            what = "remote model" if entry.kind == "target" else entry.kind
+            raise Unsupported(
+                f"`{name}` does not run here: it is a {what}",
+                hint="`llmrr ls` shows which models are local",
+                param="model",
+            )
+        return entry.model

@@ -1,0 +1,163 @@
+"""Leaves of the tree: references become local or remote targets, each measured.
+
+Knows: how a local model gets its runner and a remote one its host, key and price. Does not know:
+strategies, or what holds around a whole answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from . import config_load, refs
+from .app_tree import Entry
+from .config import Config, Node, Provider, Secret
+from .engine.local import LocalTarget
+from .engine.residency import Endpoint, Residency
+from .errors import ConfigError, UnknownModel
+from .models.resolve import resolve, zoo_names
+from .policy.measure import Measure
+from .providers import hosts
+from .providers.http import HttpClient, Timeouts
+from .providers.remote import RemoteTarget
+from .strategies.stats import LiveStats
+from .types import ModelCard
+
+
+class AppLeaves:
+    """See `app_tree.Leaves`."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        residency: Residency,
+        client: HttpClient,
+        stats: LiveStats,
+        clock: Callable[[], float],
+        environ: Mapping[str, str],
+        local_files: bool,
+    ) -> None:
+        self._config = config
+        self._residency = residency
+        self._client = client
+        self._stats = stats
+        self._clock = clock
+        self._environ = environ
+        self._local_files = local_files
+        self._zoo: tuple[str, ...] | None = None
+
+    def names(self) -> Sequence[str]:
+        """The demonstration models, when they are served."""
+        if self._zoo is None:
+            self._zoo = tuple(f"zoo:{n}" for n in zoo_names()) if self._config.zoo else ()
+        return self._zoo
+
+    def leaf(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
+        """See `app_tree.Leaves`."""
+        if ref.kind == "provider":
+            return self._remote(ref, name, facts)
+        if ref.kind == "file" and not self._local_files and not facts.target:
+            raise UnknownModel(
+                f"files are not served by name: {name[:200]!r}",
+                hint="add it to `models:` in the configuration",
+                param="model",
+            )
+        return self._local(ref, name, facts)
+
+    def _local(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
+        model = resolve(ref)
+        card = _card(model.card, name, facts)
+        leaf = LocalTarget(
+            name,
+            model,
+            self._residency,
+            lambda endpoint: self._connect(name, endpoint, card),
+            price=card.price,
+        )
+        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, model=model)
+
+    def _connect(self, name: str, endpoint: Endpoint, card: ModelCard) -> RemoteTarget:
+        """A runner, seen as what it is: an OpenAI server at a private address."""
+        return RemoteTarget(
+            name=name,
+            base_url=endpoint.base_url,
+            api_key=Secret(endpoint.api_key),
+            model=endpoint.model,
+            client=self._client,
+            price=card.price,
+            local=True,
+        )
+
+    def _remote(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
+        assert ref.provider is not None, "kind `provider` has one"
+        settings = self._config.providers.get(ref.provider)
+        host = hosts.find((settings.host if settings else None) or ref.provider)
+        if settings is None and (host is None or not self._has_key(host)):
+            raise self._no_provider(ref.provider, host)
+        settings = settings or Provider()
+        base_url = settings.base_url or (host.base_url if host else None)
+        if base_url is None:
+            raise ConfigError(
+                f"provider `{ref.provider}` has no address",
+                hint=f"set `providers.{ref.provider}.base_url`",
+            )
+        card = _card(hosts.card_for(host.name if host else ref.provider, ref.name), name, facts)
+        leaf = RemoteTarget(
+            name=name,
+            base_url=base_url,
+            api_key=self._key(ref.provider, settings, host),
+            model=ref.name,
+            client=self._client,
+            host=host,
+            price=card.price,
+            timeouts=Timeouts(
+                settings.connect_timeout, settings.first_token_timeout, settings.idle_timeout
+            ),
+            headers=self._headers(ref.provider, settings),
+        )
+        return Entry(card, Measure(leaf, self._stats, self._clock), leaf)
+
+    def _has_key(self, host: hosts.Host) -> bool:
+        return bool(host.key_env and self._environ.get(host.key_env))
+
+    def _key(self, name: str, settings: Provider, host: hosts.Host | None) -> Secret | None:
+        if settings.api_key is not None:
+            where = f"providers.{name}.api_key"
+            return config_load.secret(settings.api_key, self._environ, where)
+        value = self._environ.get(host.key_env, "") if host and host.key_env else ""
+        return Secret(value) if value else None
+
+    def _headers(self, name: str, settings: Provider) -> dict[str, str]:
+        where = f"providers.{name}.headers"
+        return {
+            key: config_load.secret(value, self._environ, where).reveal()
+            for key, value in settings.headers.items()
+        }
+
+    def _no_provider(self, provider: str, host: hosts.Host | None) -> UnknownModel:
+        if host is None:
+            return UnknownModel(
+                f"there is no provider `{provider[:100]}`",
+                hint=f"add `providers: {{{provider[:100]}: {{base_url: …}}}}` to the configuration",
+                param="model",
+            )
+        return UnknownModel(
+            f"provider `{provider}` has no key",
+            hint=f"set {host.key_env}, or `providers.{provider}` in the configuration",
+            param="model",
+        )
+
+
+def _card(card: ModelCard, name: str, facts: Node) -> ModelCard:
+    """What is known, under the name it is served by; the configuration's facts win."""
+    return msgspec.structs.replace(
+        card,
+        name=name,
+        price=facts.price or card.price,
+        context=facts.context or card.context,
+        capabilities=facts.capabilities or card.capabilities,
+        scores={**card.scores, **facts.scores},
+        speed=facts.speed or card.speed,
+    )
