@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from llm_runner_router.home import find
@@ -164,3 +165,27 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         screen.wait_for(READY)
         screen.type("\x04")
         assert screen.ended() == 0
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(120)
+def test_ctrl_c_leaves_a_model_in_this_process_alone() -> None:
+    """The signal goes to the whole group of processes, the model's among them."""
+    question = "What is 12 + 30?\r"
+    with terminal("run", "zoo:tiny-math", "--temperature", "0") as screen:
+        screen.wait_for(READY)
+        screen.type(question)
+        screen.wait_for("42")
+        screen.wait_for(READY)
+        runners = psutil.Process(screen.process.pid).children(recursive=True)
+        assert runners
+        os.killpg(screen.process.pid, signal.SIGINT)
+        screen.wait_for("Ctrl-D or /bye leaves.")
+        screen.wait_for(READY)
+        screen.type(question)
+        screen.wait_for("42")
+        screen.wait_for(READY)
+        screen.type("/bye\r")
+        assert screen.ended() == 0
+        _, alive = psutil.wait_procs(runners, SECONDS)
+        assert not alive
