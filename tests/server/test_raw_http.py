@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from llm_runner_router.config import Server
+from llm_runner_router.errors import StreamBroken
 from llm_runner_router.server import bind, url_of
 from llm_runner_router.server_listen import GuardedProtocol, Listener
 from llm_runner_router.surfaces.testing import KEY, FakeGateway
 from llm_runner_router.testing import FakeTarget, Gate, deltas_of
-from llm_runner_router.types import Delta
+from llm_runner_router.types import Call, Delta, Request
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
 STREAM = CHAT[:-1] + b', "stream": true}'
@@ -408,11 +409,30 @@ async def test_a_client_that_does_not_read_is_dropped() -> None:
 
 
 async def test_an_error_after_the_head_ends_the_stream_without_done() -> None:
-    from llm_runner_router.errors import StreamBroken
-
     async with served(FakeTarget("m", [Delta(text="x"), StreamBroken("gone")])) as port:
         answer = await talk(port, request(body=STREAM))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'data: {"error":{"message":"gone"' in answer
     assert b"[DONE]" not in answer
     assert answer.endswith(b"0\r\n\r\n"), "the body itself ends as HTTP wants"
+
+
+class Falling(FakeTarget):
+    """Fails while it is being left, after a complete answer."""
+
+    @asynccontextmanager
+    async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+        async with super().open(request, call) as deltas:
+            yield deltas
+        raise StreamBroken("while leaving")
+
+
+async def test_a_failure_while_leaving_does_not_spoil_what_was_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(Falling("m", deltas_of("a"))) as port:
+        answer = await talk(port, request(body=STREAM))
+        assert answer.count(b"HTTP/1.1") == 1
+        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert parsed(await talk(port, request()))[0] == 502, "a whole body has not left yet"
+    assert "after its answer was complete" in caplog.text

@@ -143,7 +143,9 @@ class FileSink:
             if self._file is not None:
                 self._file.close()
             assert self._folder is not None, "the thread runs only with a folder"
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The mode holds for the last folder only, and its parent holds the key too.
+            self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             self._prune(self._folder, day)
             self._file = _DayFile(self._folder, day)
         return self._file

@@ -102,11 +102,6 @@ class HttpApp:
             **self._admin.table,
         }
 
-    @property
-    def busy(self) -> int:
-        """Requests in work."""
-        return self._busy
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
@@ -123,13 +118,16 @@ class HttpApp:
             pass
         except asyncio.CancelledError:
             # Only the server cancels a whole request: its time to drain is over.
-            await _stopped(exchange)
-        except RunnerError as exc:
-            await exchange.fail(exc, openai_json.error)
-        except Exception as exc:  # the last border: a bug must not close the connection unsaid
-            if exchange.started:
-                raise
-            await exchange.fail(_told(exc), openai_json.error)
+            stopping = Unavailable("the server is stopping", retry_after=1)
+            if not exchange.done:
+                await _failed(exchange, stopping)
+        except Exception as exc:  # the last border: a failure must not close the connection unsaid
+            await _failed(exchange, _told(exc))
+
+    @property
+    def busy(self) -> int:
+        """Requests in work."""
+        return self._busy
 
     # ------------------------------------------------------------ routing
 
@@ -286,13 +284,14 @@ class _Room:
         self._app._busy -= 1
 
 
-async def _stopped(exchange: Exchange) -> None:
-    """Tell the client, if it has not got everything, that the server went away under it."""
-    exc = Unavailable("the server is stopping", retry_after=1)
+async def _failed(exchange: Exchange, exc: RunnerError) -> None:
+    """Tell the client as well as the state of the response allows."""
     if not exchange.started:
         await exchange.fail(exc, openai_json.error)
     elif not exchange.done:
         await exchange.end(openai_json.stream_error(exc))
+    else:
+        _log.error("a target failed after its answer was complete: %s", exc)
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:
