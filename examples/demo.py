@@ -88,7 +88,7 @@ class Server:
         self.home = home
         self._log = (home / "serve.log").open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llm_runner_router.cli", "serve", "--port", "0"],
+            [sys.executable, "-m", "llm_runner_router", "serve", "--port", "0"],
             env={**os.environ, "LLMRR_HOME": str(home)},
             stdout=self._log,
             stderr=subprocess.STDOUT,

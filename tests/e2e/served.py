@@ -26,7 +26,7 @@ class Served:
         self._log = (home / "serve.log").open("wb")
         clean = {k: v for k, v in os.environ.items() if not k.startswith("LLMRR_")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llm_runner_router.cli", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", "llm_runner_router", "serve", "--port", "0", *arguments],
             env={**clean, "LLMRR_HOME": str(home), **env},
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -63,7 +63,7 @@ def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
 
 def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "llm_runner_router.cli", *arguments],
+        [sys.executable, "-m", "llm_runner_router", *arguments],
         env={**os.environ, "LLMRR_HOME": str(home)},
         capture_output=True,
         text=True,
