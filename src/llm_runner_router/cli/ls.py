@@ -26,7 +26,13 @@ def command(as_json: bool) -> int:
         output.json(found)
         return 0
     head = ("MODEL", "KIND", "SIZE", "CONTEXT", "$/M IN", "$/M OUT", "TOOLS", "JSON", "GOOD AT")
-    output.table(head, [_row(c) for c in found], numbers=("SIZE", "CONTEXT", "$/M IN", "$/M OUT"))
+    rows = [_row(card) for card in found]
+    kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
+    output.table(
+        [head[i] for i in kept],
+        [[row[i] for i in kept] for row in rows],
+        numbers=("SIZE", "CONTEXT", "$/M IN", "$/M OUT"),
+    )
     return 0
 
 
