@@ -208,16 +208,20 @@ class Scheduler:
         return self._flush(now)
 
     def on_tick(self, now: float) -> list[Effect]:
-        """Time passed: waiters that waited too long, models that were idle too long."""
+        """Time passed: waiters that waited too long, models that were idle too long.
+
+        Instants are compared as `next_event` adds them up: with the difference instead, rounding
+        let a tick find nothing to do at the very instant it was called for, again and again.
+        """
         for model in self._models.values():
-            while model.waiters and now - model.waiters[0].since >= self.limits.queue_timeout:
+            while model.waiters and now >= model.waiters[0].since + self.limits.queue_timeout:
                 waiter = model.waiters.popleft()
                 message = f"no slot became free within {self.limits.queue_timeout:g} s"
                 self._refuse(waiter.ticket, "timeout", message, self._estimate(model))
         for runner in self._runners.values():
-            if self._expires(runner) is not None and not self._models[runner.key].waiters:
-                if now - runner.last_used >= self.limits.keep_alive:
-                    self._retire(runner, "idle")
+            expires = self._expires(runner)
+            if expires is not None and now >= expires and not self._models[runner.key].waiters:
+                self._retire(runner, "idle")
         return self._flush(now)
 
     def on_close(self, now: float) -> list[Effect]:
@@ -236,17 +240,19 @@ class Scheduler:
 
     def next_event(self, now: float) -> float | None:
         """The next instant at which `on_tick` would do something; None if never."""
-        times: list[float] = []
+        due: list[float] = []  # what a tick does even when it comes late
+        later: list[float] = []  # what is over once its time has passed
         for model in self._models.values():
             if model.waiters:
-                times.append(model.waiters[0].since + self.limits.queue_timeout)
-                times.append(model.waiters[0].since + self.limits.patience)
+                due.append(model.waiters[0].since + self.limits.queue_timeout)
+                later.append(model.waiters[0].since + self.limits.patience)
             if model.current is None and (model.waiters or self._keeps(model)):
-                times += [model.not_before, model.parked_until]
+                later += [model.not_before, model.parked_until]
         for runner in self._runners.values():
-            if (expires := self._expires(runner)) is not None:
-                times.append(expires)
-        return min((t for t in times if t > now), default=None)
+            expires = self._expires(runner)
+            if expires is not None and not self._models[runner.key].waiters:
+                due.append(expires)
+        return min([max(t, now) for t in due] + [t for t in later if t > now], default=None)
 
     def models(self) -> tuple[ModelView, ...]:
         """All models that were ever asked for, for display."""
@@ -314,7 +320,7 @@ class Scheduler:
                 missing -= runner.bytes
                 self._retire(runner, "evicted")
             if missing > 0 and model.waiters:  # 4, else 3
-                if now - model.waiters[0].since >= self.limits.patience:
+                if now >= model.waiters[0].since + self.limits.patience:
                     self._drain(missing)
             return
 

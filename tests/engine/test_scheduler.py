@@ -1,0 +1,253 @@
+"""The scheduler's decisions one by one; whole random schedules are in `test_schedules.py`."""
+
+from __future__ import annotations
+
+from llm_runner_router.engine.effects import Effect, Grant, Limits, Need, Refuse, Start, Stop
+from llm_runner_router.engine.scheduler import Scheduler
+
+A = Need("a", bytes=6, slots=2)
+B = Need("b", bytes=6, slots=2)
+SMALL = Need("s", bytes=2, slots=1)
+
+
+def new(**changes: float) -> Scheduler:
+    settings = {"budget": 10, "max_queue": 4, **changes}
+    return Scheduler(Limits(**settings))  # type: ignore[arg-type]  # whole numbers where needed
+
+
+def loaded(scheduler: Scheduler, need: Need, now: float = 0.0) -> int:
+    """Load `need` through a request that is released at once; the runner's number."""
+    start = scheduler.on_request(900, need, now)[0]
+    assert isinstance(start, Start)
+    scheduler.on_loaded(start.runner, now)
+    scheduler.on_release(900, now)
+    return start.runner
+
+
+def test_a_first_request_starts_the_model_and_later_ones_wait_for_it() -> None:
+    s = new()
+    assert s.on_request(1, A, 0) == [Start(1, "a")]
+    assert s.on_request(2, A, 0) == []
+    assert s.on_request(3, A, 0) == []
+    assert s.on_loaded(1, 1) == [Grant(1, 1), Grant(2, 1)]
+    assert s.on_release(1, 2) == [Grant(3, 1)]
+
+
+def test_a_full_queue_refuses_with_a_time() -> None:
+    s = new(max_queue=1)
+    loaded(s, A)
+    for ticket in (1, 2):
+        assert s.on_request(ticket, A, 1) == [Grant(ticket, 1)]
+    assert s.on_request(3, A, 1) == []
+    (refused,) = s.on_request(4, A, 1)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "overloaded"
+    assert refused.retry_after is not None
+    assert 1 <= refused.retry_after <= 60
+
+
+def test_no_queue_still_lets_the_slots_of_a_loading_model_wait() -> None:
+    s = new(max_queue=0)
+    assert s.on_request(1, A, 0) == [Start(1, "a")]
+    assert s.on_request(2, A, 0) == []
+    (refused,) = s.on_request(3, A, 0)
+    assert isinstance(refused, Refuse)
+
+
+def test_larger_than_the_budget_is_refused_with_both_numbers() -> None:
+    s = new(budget=5 << 20)
+    (refused,) = s.on_request(1, Need("big", 7 << 20, 1), 0)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "too_big"
+    assert "7 MiB" in refused.message
+    assert "5 MiB" in refused.message
+
+
+def test_an_idle_model_makes_room_and_the_new_one_waits_for_its_exit() -> None:
+    s = new()
+    loaded(s, A)
+    assert s.on_request(1, B, 1) == [Stop(1, "evicted")]
+    assert s.on_exit(1, "", 2) == [Start(2, "b")]
+    assert s.on_loaded(2, 3) == [Grant(1, 2)]
+
+
+def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
+    s = new(budget=10)
+    for number, key in enumerate("xyz"):
+        loaded(s, Need(key, 3, 1), number)
+    s.on_release(5, 4)
+    s.on_request(6, Need("x", 3, 1), 5)
+    s.on_release(6, 5)  # x was used last
+    assert s.on_request(7, Need("new", 3, 1), 6) == [Stop(2, "evicted")]
+
+
+def test_a_model_in_use_is_not_evicted_but_takes_nothing_new_after_a_while() -> None:
+    s = new(patience=2)
+    loaded(s, A)
+    assert s.on_request(1, A, 0) == [Grant(1, 1)]
+    assert s.on_request(2, B, 1) == []
+    assert s.on_request(3, A, 2) == [Grant(3, 1)], "within the patience it goes on"
+    assert s.next_event(2) == 3
+    assert s.on_tick(3) == []
+    assert s.on_request(4, A, 4) == [], "now it is draining"
+    assert s.on_release(1, 5) == []
+    assert s.on_release(3, 6) == [Stop(1, "evicted")]
+    assert s.on_exit(1, "", 7) == [Start(2, "b")]
+    # The one that waits for `a` gets its turn: `b` is in use, so it drains after the patience.
+    assert s.on_loaded(2, 8) == [Grant(2, 2)]
+    assert s.on_release(2, 9) == [Stop(2, "evicted")]
+    assert s.on_exit(2, "", 10) == [Start(3, "a")]
+
+
+def test_a_pinned_model_is_neither_evicted_nor_unloaded() -> None:
+    s = new(keep_alive=10)
+    pinned = Need("p", 6, 1, pinned=True)
+    assert s.on_pin(pinned, 0) == [Start(1, "p")]
+    s.on_loaded(1, 1)
+    assert s.on_tick(1000) == []
+    (refused,) = s.on_request(1, A, 1000)
+    assert isinstance(refused, Refuse)
+    assert "pinned" in refused.message
+    assert s.on_exit(1, "it died", 1001) == [Start(2, "p")], "a pinned model comes back by itself"
+
+
+def test_a_stopped_pinned_model_stays_away_until_it_is_asked_for() -> None:
+    s = new()
+    pinned = Need("p", 6, 1, pinned=True)
+    s.on_pin(pinned, 0)
+    s.on_loaded(1, 1)
+    assert s.on_stop("p", 2) == [Stop(1, "stopped")]
+    assert s.on_exit(1, "", 3) == []
+    assert s.on_tick(100) == []
+    assert s.on_request(1, pinned, 101) == [Start(2, "p")]
+
+
+def test_keep_alive_counts_from_the_last_use() -> None:
+    s = new(keep_alive=10)
+    loaded(s, A)
+    s.on_request(1, A, 5)
+    assert s.on_tick(12) == [], "in use"
+    s.on_release(1, 13)
+    assert s.next_event(13) == 23
+    assert s.on_tick(22.9) == []
+    assert s.on_tick(23) == [Stop(1, "idle")]
+
+
+def test_keep_alive_zero_unloads_at_once() -> None:
+    s = new(keep_alive=0)
+    s.on_request(1, A, 0)
+    assert s.on_loaded(1, 1) == [Grant(1, 1)]
+    assert s.on_release(1, 2) == [Stop(1, "idle")]
+
+
+def test_a_failed_load_tells_everybody_who_waits() -> None:
+    s = new()
+    s.on_request(1, A, 0)
+    s.on_request(2, A, 0)
+    out = s.on_load_failed(1, "bad magic", 1)
+    assert [(e.ticket, e.why, e.message) for e in out if isinstance(e, Refuse)] == [
+        (1, "load_failed", "bad magic"),
+        (2, "load_failed", "bad magic"),
+    ]
+
+
+def test_crashes_restart_with_back_off_and_then_the_model_rests() -> None:
+    s = new(backoff=1, crashes=3, crash_window=60)
+    s.on_request(1, A, 0)
+    s.on_loaded(1, 0)
+    s.on_request(2, A, 0)
+    s.on_request(3, A, 0)
+    assert s.on_exit(1, "signal 11", 1) == [Start(2, "a")], "the first restart is at once"
+    assert s.on_release(1, 1) == [], "a lease of the dead one ends quietly"
+    assert s.on_loaded(2, 2) == [Grant(3, 2)]
+    s.on_request(4, A, 2)
+    s.on_request(5, A, 2)
+    assert s.on_exit(2, "signal 11", 3) == [], "the second waits"
+    assert s.next_event(3) == 4
+    assert s.on_tick(4) == [Start(3, "a")]
+    s.on_loaded(3, 5)
+    out = s.on_exit(3, "signal 11", 6)
+    assert out == [], "all who waited were granted before"
+    (refused,) = s.on_request(6, A, 7)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "parked"
+    assert "signal 11" in refused.message
+    assert refused.retry_after == 59
+    assert s.on_request(7, A, 67) == [Start(4, "a")], "it is tried again after the rest"
+
+
+def test_waiters_time_out_in_order() -> None:
+    s = new(queue_timeout=10)
+    s.on_request(1, A, 0)
+    s.on_request(2, A, 5)
+    (refused,) = s.on_tick(10)
+    assert isinstance(refused, Refuse)
+    assert (refused.ticket, refused.why) == (1, "timeout")
+    assert s.on_loaded(1, 11) == [Grant(2, 1)]
+
+
+def test_who_cancels_leaves_the_queue() -> None:
+    s = new()
+    loaded(s, SMALL)
+    s.on_request(1, SMALL, 0)
+    s.on_request(2, SMALL, 0)
+    s.on_request(3, SMALL, 0)
+    assert s.on_cancel(2, 1) == []
+    assert s.on_cancel(1, 1) == [Grant(3, 1)], "one who holds a slot frees it"
+
+
+def test_stopping_a_busy_model_lets_it_finish() -> None:
+    s = new()
+    loaded(s, A)
+    s.on_request(1, A, 0)
+    assert s.on_stop("a", 1) == []
+    assert s.on_release(1, 2) == [Stop(1, "stopped")]
+
+
+def test_stopping_a_loading_model() -> None:
+    s = new()
+    s.on_pin(A, 0)
+    s.on_request(1, A, 0)
+    s.on_cancel(1, 0)
+    assert s.on_stop("a", 1) == [Stop(1, "stopped")]
+    assert s.on_load_failed(1, "killed", 2) == []
+
+
+def test_a_replacement_loads_beside_and_takes_over() -> None:
+    s = new(budget=12)
+    loaded(s, A)
+    s.on_request(1, A, 0)
+    assert s.on_replan("a", 1) == [Start(2, "a")]
+    assert s.on_request(2, A, 1) == [Grant(2, 1)], "the old one serves while the new one loads"
+    assert s.on_loaded(2, 2) == []
+    assert s.on_request(3, A, 3) == [Grant(3, 2)]
+    assert s.on_release(1, 4) == []
+    assert s.on_release(2, 4) == [Stop(1, "replaced")]
+
+
+def test_no_replacement_without_room() -> None:
+    s = new(budget=11)
+    loaded(s, A)
+    assert s.on_replan("a", 1) == []
+
+
+def test_a_failed_replacement_leaves_the_old_one_alone() -> None:
+    s = new(budget=12)
+    loaded(s, A)
+    s.on_replan("a", 1)
+    assert s.on_load_failed(2, "no", 2) == []
+    assert s.on_request(1, A, 3) == [Grant(1, 1)]
+
+
+def test_closing_refuses_and_stops_everything() -> None:
+    s = new()
+    loaded(s, A)
+    s.on_request(1, A, 0)
+    s.on_request(2, B, 0)
+    out: list[Effect] = s.on_close(1)
+    assert Stop(1, "closing") in out
+    assert [e.ticket for e in out if isinstance(e, Refuse)] == [2]
+    (refused,) = s.on_request(3, A, 2)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "closing"
+    assert s.on_exit(1, "", 3) == []
