@@ -18,6 +18,7 @@ from .load import Load
 
 KEY = "bench-0123456789abcdef0123456789abcdef"
 START_SECONDS = 30.0
+VARIABLE = "BENCH_MOCK_API_KEY"
 
 
 def command() -> list[str]:
@@ -45,7 +46,7 @@ class Gateway:
         path = self.home / "llmrr.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
         serve = ["serve", "--config", str(path), "--port", str(self.port), "--quiet"]
-        env = {"LLMRR_HOME": str(self.home / "home"), "LLMRR_API_KEY": KEY}
+        env = {"LLMRR_HOME": str(self.home / "home"), "LLMRR_API_KEY": KEY, VARIABLE: "mock-key"}
         try:
             self.child = proc.Child([*command(), *serve], env=env, name="llmrr serve")
         except proc.BenchError:
@@ -87,7 +88,8 @@ class Gateway:
 
 def remote_config(upstream: int, models: tuple[str, ...]) -> dict[str, object]:
     """A configuration that serves `models` from the mock upstream; all else is default."""
+    url = f"http://127.0.0.1:{upstream}/v1"
     return {
-        "providers": {"mock": {"base_url": f"http://127.0.0.1:{upstream}/v1", "api_key": "x"}},
+        "providers": {"mock": {"base_url": url, "api_key": f"${{{VARIABLE}}}"}},
         "models": {model: f"mock/{model}" for model in models},
     }

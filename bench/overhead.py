@@ -2,6 +2,8 @@
 
 Knows: which loads to put on both, in turns, and how to sum up. Does not know how the gateway is
 built. Auth and record are on, as by default. CPU time is the gateway process's own (all threads).
+The upstream alone has no proxy whose CPU could be compared; there "without us" is the smallest
+proxy on the same HTTP stack (`stacks/`): what is above it, the product costs.
 """
 
 from __future__ import annotations
@@ -36,30 +38,57 @@ class Pair(Struct):
     ours: Result
     cpu: float
     """CPU seconds of the gateway meanwhile."""
+    floor: float = 0.0
+    """CPU seconds that the smallest proxy used for the same."""
 
 
 class Rig:
-    """Upstream, load generator and gateway, together."""
+    """Upstream, load generator, gateway and smallest proxy, together."""
 
-    def __init__(self, upstream: int, loader: proc.Loader, gateway: Gateway) -> None:
+    def __init__(
+        self, upstream: int, loader: proc.Loader, gateway: Gateway, floor: tuple[proc.Child, int]
+    ) -> None:
         self.upstream = upstream
         self.loader = loader
         self.gateway = gateway
+        self.floor, self.floor_port = floor
         self.errors: list[str] = []
 
-    def pair(self, name: str, load: Load) -> Pair:
-        """Put a load on both, direct first."""
-        direct = self.loader.run(msgspec.structs.replace(load, port=self.upstream))
+    def pair(self, name: str, load: Load, *, floor: bool = False) -> Pair:
+        """Put a load on both, direct first; with `floor` on the smallest proxy too."""
+        direct = self._good(name, "direct", msgspec.structs.replace(load, port=self.upstream))
         through = self.gateway.load(load.body)
         ours = msgspec.structs.replace(load, port=through.port, headers=through.headers)
-        before = proc.cpu_seconds(self.gateway.pid)
-        result = self.loader.run(ours)
-        cpu = proc.cpu_seconds(self.gateway.pid) - before
-        for where, found in (("direct", direct), ("gateway", result)):
-            self.errors += [f"{name}, {where}: {n} × {what}" for what, n in found.errors.items()]
-            if not found.ok:
-                raise proc.BenchError(f"{name}: no good answer, {where}: {found.errors}")
-        return Pair(direct, result, cpu)
+        start = proc.cpu_seconds(self.gateway.pid)
+        result = self._good(name, "gateway", ours)
+        pair = Pair(direct, result, proc.cpu_seconds(self.gateway.pid) - start)
+        if floor:
+            start = proc.cpu_seconds(self.floor.pid)
+            least = msgspec.structs.replace(load, port=self.floor_port)
+            self._good(name, "smallest proxy", least)
+            pair.floor = proc.cpu_seconds(self.floor.pid) - start
+        return pair
+
+    def _good(self, name: str, where: str, load: Load) -> Result:
+        result = self.loader.run(load)
+        self.errors += [f"{name}, {where}: {n} × {what}" for what, n in result.errors.items()]
+        if not result.ok:
+            raise proc.BenchError(f"{name}: no good answer, {where}: {result.errors}")
+        return result
+
+
+def _smallest_proxy(upstream: int) -> tuple[proc.Child, int]:
+    port = proc.free_port()
+    url = f"http://127.0.0.1:{upstream}/v1/chat/completions"
+    command = proc.python("bench.stacks.serve", "uvicorn", "bare", url, str(port))
+    child = proc.Child(command, name="smallest proxy")
+    try:
+        request = Load(port, wire.request_body("gpt").decode()).request(0)
+        proc.wait_answer(port, request, proc.START_SECONDS, child)
+    except proc.BenchError:
+        child.stop()
+        raise
+    return child, port
 
 
 def plain(connections: int, requests: int) -> Load:
@@ -97,8 +126,9 @@ def measure(*, quick: bool = False) -> Section:
     config = remote_config(port, ("gpt", CHUNKS.model, SMOOTH.model))
     with upstream, proc.Loader() as loader:
         _attempt(failures, rows, lambda: [_cold_start(config, 2 if quick else 5)])
-        with Gateway(config) as gateway:
-            rig = Rig(port, loader, gateway)
+        floor = _smallest_proxy(port)
+        with floor[0], Gateway(config) as gateway:
+            rig = Rig(port, loader, gateway, floor)
             idle = proc.rss(gateway.pid)
             rows.append(Row("memory of the idle gateway (RSS)", idle / 2**20, "MiB", 80))
             steps: tuple[Callable[[], Sequence[Row]], ...] = (
@@ -146,29 +176,35 @@ def _latency(rig: Rig, rounds: int, requests: int) -> list[Row]:
 
 
 def _cpu(rig: Rig, rounds: int, requests: int) -> list[Row]:
-    pairs = [rig.pair("16 connections", plain(16, requests)) for _ in range(rounds)]
-    # The warm-up is work too.
-    each = [p.cpu / (p.ours.ok + 20) * 1e6 for p in pairs]
+    load = plain(16, requests)
+    work = requests + load.warmup
+    pairs = [rig.pair("16 connections", load, floor=True) for _ in range(rounds)]
+    each = [p.cpu / work * 1e6 for p in pairs]
+    floor = median(p.floor for p in pairs) / work * 1e6
     note = f"{SIZE} B body, {min(each):.0f}…{max(each):.0f}"
-    return [Row("CPU per plain request", median(each), "µs", 250, note=note)]
+    return [Row("CPU per plain request", median(each), "µs", 250, floor, note=note)]
 
 
 def _chunks(rig: Rig, rounds: int, n: int) -> list[Row]:
     found: list[float] = []
+    floor: list[float] = []
+    short = plain(16, 400)
     for _ in range(rounds):
-        request = rig.pair("16 connections", plain(16, 400))
-        each = request.cpu / (request.ours.ok + 20)
-        pair = rig.pair(f"{n} streams", streams(CHUNKS, n, CHUNKS.gap))
-        found.append((pair.cpu - each * pair.ours.ok) / pair.ours.events * 1e6)
+        request = rig.pair("16 connections", short, floor=True)
+        pair = rig.pair(f"{n} streams", streams(CHUNKS, n, CHUNKS.gap), floor=True)
+        # A stream costs what a request costs, and its chunks.
+        share = n / (short.requests + short.warmup)
+        found.append((pair.cpu - request.cpu * share) / pair.ours.events * 1e6)
+        floor.append((pair.floor - request.floor * share) / pair.ours.events * 1e6)
     note = f"{n} streams, {min(found):.0f}…{max(found):.0f}"
-    return [Row("CPU per relayed chunk", median(found), "µs", 60, note=note)]
+    return [Row("CPU per relayed chunk", median(found), "µs", 60, median(floor), note=note)]
 
 
 def _rate(rig: Rig, rounds: int, requests: int) -> list[Row]:
     pairs = [rig.pair("64 connections", plain(64, requests)) for _ in range(rounds)]
     ours = median(p.ours.rate for p in pairs)
     direct = median(p.direct.rate for p in pairs)
-    note = "load generator, gateway and upstream share the cores"
+    note = "load generator and upstream take their share of the cores"
     return [Row("requests/s, 64 connections", ours, "", 3000, direct, "more", note=note)]
 
 
@@ -177,7 +213,7 @@ def _smooth(rig: Rig, counts: Sequence[int]) -> Row:
     for n in counts:
         pair = rig.pair(f"{n} streams", streams(SMOOTH, n, 1.0))
         added = pair.ours.gaps.p99 - pair.direct.gaps.p99
-        notes.append(f"{n}: +{added * 1e3:.0f} ms")
+        notes.append(f"{n}: {added * 1e3:+.0f} ms")
         if pair.ours.errors or added > STALL:
             break
         best = n
