@@ -7,10 +7,12 @@ a function of the test. Nothing here knows the client under test.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
+import queue
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -140,6 +142,29 @@ class Upstream:
             self._writers.discard(writer)
 
 
+@contextlib.contextmanager
+def elsewhere(answer: Answer) -> Iterator[str]:
+    """The URL of an upstream on a loop of its own, so that only the client's tasks are here."""
+    started: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stop: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop.append(lambda: loop.call_soon_threadsafe(done.set))
+        async with Upstream(answer) as upstream:
+            started.put(upstream.url)
+            await done.wait()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(asyncio.run, serve())
+        try:
+            yield started.get(timeout=10)
+        finally:
+            stop[0]()
+            running.result(timeout=10)
+
+
 @contextlib.asynccontextmanager
 async def closed_port() -> AsyncIterator[int]:
     """A port of this machine where nobody listens."""
@@ -233,3 +258,8 @@ def completion(text: str = "one two three") -> bytes:
             "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
         }
     ).encode()
+
+
+async def as_asked(seen: Seen) -> None:
+    """A stream or a whole answer, as the request wants it."""
+    await (stream() if seen.json.get("stream") else reply(200, completion()))(seen)

@@ -168,7 +168,7 @@ def _upstream(status: int, told: Told) -> UpstreamError:
     if status < 300:
         return BadResponse(f"HTTP status {status}: {message}")
     if status < 500 and status not in (400, 409, 422, 425, 498):
-        return UpstreamRefused(message)
+        return UpstreamRefused(message, hint="check the provider's base_url")
     return UpstreamError(message, code=told.code)
 
 
@@ -282,7 +282,7 @@ def retry_after(header: Header, now: float) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    if not text or not re.fullmatch(r"\s*\d{1,12}(\.\d{1,9})?\s*", text):
+    if not text or not re.fullmatch(r"\s*\d{1,15}(\.\d{1,9})?\s*", text):
         return None
     return float(text)
 
