@@ -63,6 +63,7 @@ def test_a_server_and_every_verb() -> None:
         assert "42" in ok(quick)
         assert "zoo:" in quick.err
         assert "tok/s" in quick.err
+        assert quick.err.rstrip().endswith("$0")
 
         runners = json.loads(ok(in_a_process("ps", "--json")))
         maths = next(runner for runner in runners if runner["name"] == "zoo:tiny-math")

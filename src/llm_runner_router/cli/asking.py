@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, Self
 
@@ -16,10 +16,17 @@ import msgspec
 from msgspec import Struct
 
 from llm_runner_router.config import Config
+from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import Decision
 
 from . import client
 from .group import Place
+
+RECORDS = 20
+"""How many of the newest records are looked through for ours."""
+RECORD_TRIES = 10
+RECORD_PAUSE = 0.03
+"""Seconds between two looks."""
 
 Messages = Sequence[Mapping[str, str]]
 Options = Mapping[str, Any]
@@ -139,20 +146,43 @@ class Remote:
         }
         clock = _Clock()
         with self._server.stream("/v1/chat/completions", body) as (headers, events):
-            yield _RemoteSpeech(headers, events, clock)
+            yield _RemoteSpeech(headers, events, clock, self._cost)
+
+    def _cost(self, request_id: str) -> float | None:
+        """US dollars of a streamed answer: its head goes out before anyone knows the cost.
+
+        The record is written when the answer is over, which may be a moment after its last event.
+        """
+        for _ in range(RECORD_TRIES):
+            try:
+                records = self._server.get(f"/llmrr/records?limit={RECORDS}")
+            except RunnerError:
+                return None  # the answer is there; what it cost is not worth an error
+            for record in records:
+                if record.get("id") == request_id:
+                    cost = record.get("cost")
+                    return float(cost) if cost is not None else None
+            time.sleep(RECORD_PAUSE)
+        return None
 
     def close(self) -> None:
         """Nothing is kept open."""
 
 
 class _RemoteSpeech:
-    def __init__(self, headers: Mapping[str, str], events: Iterator[Any], clock: _Clock) -> None:
-        cost = headers.get("x-llmrr-cost")
+    def __init__(
+        self,
+        headers: Mapping[str, str],
+        events: Iterator[Any],
+        clock: _Clock,
+        cost: Callable[[str], float | None],
+    ) -> None:
+        self._id = headers.get("x-request-id", "")
+        self._cost = cost
         self.facts = Facts(
             target=headers.get("x-llmrr-target", ""),
             reason=headers.get("x-llmrr-reason", ""),
             task=headers.get("x-llmrr-task"),
-            cost=float(cost) if cost else None,
         )
         self._events = events
         self._clock = clock
@@ -175,6 +205,7 @@ class _RemoteSpeech:
             if event.get("timings"):
                 found["timings"] = event["timings"]
         found |= {"seconds": self._clock.seconds, "first_token": self._clock.first}
+        found["cost"] = self._cost(self._id)
         self.facts = msgspec.structs.replace(self.facts, **found)
 
 
