@@ -60,6 +60,14 @@ def zoo() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (_HERE / "zoo").glob("*.gguf")))
 
 
+def references(config: Config) -> Iterator[tuple[Where, str]]:
+    """Every name or reference the models and aliases mention, with its place."""
+    for name, entry in config.models.items():
+        yield from _mentioned(entry, ("models", name))
+    for alias, name in config.aliases.items():
+        yield ("aliases", alias), name
+
+
 def meant(word: str, known: Iterable[object]) -> str:
     """`; did you mean …?` for the nearest of `known`, or nothing."""
     near = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
@@ -93,7 +101,7 @@ class _Check:
             self._name(alias, ("aliases", alias))
             if alias in self.config.models:
                 raise self._wrong(("aliases", alias), "a model has this name already")
-        for at, name in self._references():
+        for at, name in references(self.config):
             self._reference(name, at)
         for index, name in enumerate(self.config.engine.pin):
             self._reference(name, ("engine", "pin", index))
@@ -161,12 +169,6 @@ class _Check:
                     self._node(child, (*at, kind, index))
 
     # ------------------------------------------------------------ names
-
-    def _references(self) -> Iterator[tuple[Where, str]]:
-        for name, entry in self.config.models.items():
-            yield from _mentioned(entry, ("models", name))
-        for alias, name in self.config.aliases.items():
-            yield ("aliases", alias), name
 
     def _reference(self, text: str, at: Where) -> None:
         if text in self.config.models or text in self.aliases or text in VIRTUAL:

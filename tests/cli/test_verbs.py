@@ -229,6 +229,69 @@ def test_config_check_tells_the_trees(llmrr: Run, tmp_path: Path) -> None:
     assert "127.0.0.1:4567" in llmrr("config", "check", str(path), "--port", "4567").out
 
 
+def test_config_check_warns_of_missing_keys(llmrr: Run, tmp_path: Path) -> None:
+    path = tmp_path / "llmrr.yaml"
+    path.write_text(
+        "providers: {x: {base_url: 'http://127.0.0.1:1/v1', api_key: '${X_KEY}'}}\n"
+        "models: {mini: openai/gpt-4o-mini, here: ollama/a, other: x/b}\n"
+    )
+    result = llmrr("config", "check", str(path))
+    assert result.code == 0
+    assert result.err.splitlines() == [
+        "warning: providers.x.api_key wants the variable `X_KEY`, which is not set here",
+        "warning: `openai/gpt-4o-mini` wants the variable `OPENAI_API_KEY`, which is not set here",
+    ]
+
+
+def test_show_draws_the_routes(llmrr: Run, tmp_path: Path) -> None:
+    path = tmp_path / "llmrr.yaml"
+    path.write_text(
+        "models:\n  tiny: zoo:tiny-chat\n"
+        "  smart: {fallback: [tiny, {race: [zoo:tiny-text, zoo:tiny-math]}], aliases: [best]}\n"
+        "  split: {weighted: {tiny: 3, smart: 1}, sticky: user}\n"
+    )
+    shown = json.loads(llmrr("show", "--json", "split", "--config", str(path)).out)
+    assert shown["routes"] == [
+        "split",
+        "  weighted, sticky by user",
+        "    tiny  (75%)",
+        "      zoo:tiny-chat",
+        "    smart  (25%)",
+        "      fallback, in order",
+        "        tiny",
+        "          zoo:tiny-chat",
+        "        race, the first to answer",
+        "          zoo:tiny-text",
+        "          zoo:tiny-math",
+    ]
+    told = llmrr("show", "best", "--config", str(path))
+    assert told.code == 0, told.err
+    assert "name         smart" in told.out
+    assert "fallback of tiny" in told.out
+    tiny = json.loads(llmrr("show", "--json", "tiny", "--config", str(path)).out)
+    assert (tiny["card"]["name"], tiny["file"]["format"]) == ("tiny", "gguf")
+
+
+def test_ls_without_a_server(llmrr: Run, tmp_path: Path) -> None:
+    path = tmp_path / "llmrr.yaml"
+    path.write_text(
+        "zoo: false\nproviders: {x: {base_url: 'http://127.0.0.1:1/v1'}}\n"
+        "models: {a: {target: x/b, price: {input: 0.5, output: 1}, scores: {math: 0.9}}}\n"
+    )
+    result = llmrr("ls", "--config", str(path))
+    assert result.code == 0, result.err
+    head, first, *_ = result.out.splitlines()
+    assert head.split()[:6] == ["MODEL", "KIND", "$/M", "IN", "$/M", "OUT"]
+    assert first.split() == ["a", "remote", "0.5", "1", "no", "no", "math", "90%"]
+
+
+@pytest.mark.usefixtures("with_key")
+def test_ls_and_ps_of_a_server(llmrr: Run) -> None:
+    with serving(FakeGateway({"m": ANSWER})):
+        assert json.loads(llmrr("ls", "--json").out)[0]["name"] == "m"
+        assert llmrr("ps").out.splitlines()[1].split() == ["m"]
+
+
 def test_ctrl_c_ends_with_130() -> None:
     """A run that waits for its prompt is interrupted."""
     with subprocess.Popen(

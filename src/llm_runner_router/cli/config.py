@@ -105,11 +105,17 @@ def tree(entry: str | Node) -> str:
 
 
 def missing_variables(config: Config) -> dict[str, str]:
-    """Variables the configuration names and the environment lacks, with the setting."""
+    """Variables that would be needed and are not set here, with who needs them."""
+    from llm_runner_router import refs
+    from llm_runner_router.config_check import hosts, references
     from llm_runner_router.config_load import wanted_variables
 
-    return {
-        name: setting
-        for name, setting in wanted_variables(config)
-        if not os.environ.get(name, "").strip()
-    }
+    wanted = list(wanted_variables(config))
+    for _, text in references(config):
+        ref = None if text in config.models else refs.parse(text)
+        if ref is None or ref.provider is None or ref.provider in config.providers:
+            continue
+        variable = hosts().get(ref.provider.lower(), {}).get("key_env")
+        if variable:
+            wanted.append((str(variable), f"`{text}`"))
+    return {name: by for name, by in wanted if not os.environ.get(name, "").strip()}
