@@ -299,7 +299,7 @@ def test_ctrl_c_ends_with_130() -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "LLMRR_TEST": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     ) as process:
         wait_until_it_reads(process.pid)
         process.send_signal(signal.SIGINT)
