@@ -153,14 +153,25 @@ def ask(client: OpenAI, messages: list[Any], **options: Any) -> tuple[str, list[
     if call:
         print(f"calls {call[0]}({call[1]})", end="")
     print()
-    head = raw.headers
-    rate = usage.completion_tokens / took if took > 0 else 0.0
+    kept = record(client, raw.headers["x-request-id"])
     print(
-        f"{DIM}  {head['x-llmrr-target']} · {head.get('x-llmrr-reason', '')}\n"
+        f"{DIM}  {kept['target']} · {kept['reason']}\n"
         f"  first token {1000 * (first - started):.0f} ms · {usage.completion_tokens} tokens, "
-        f"{rate:.0f} tokens/s · ${float(head.get('x-llmrr-cost', 0)):.6f}{END}"
+        f"{usage.completion_tokens / took:.0f} tokens/s · ${kept['cost']:.6f}{END}"
     )
     return text, calls
+
+
+def record(client: OpenAI, request_id: str) -> dict[str, Any]:
+    """What the server kept of a request: who answered, why, at what cost."""
+    url = f"{str(client.base_url).removesuffix('/v1/')}/llmrr/records"
+    for _ in range(50):  # the record is written when the stream has ended on the server's side
+        kept: list[dict[str, Any]] = client.get(f"{url}?limit=10", cast_to=list)
+        for row in kept:
+            if row["id"] == request_id:
+                return row
+        time.sleep(0.02)
+    raise Failed(f"the server kept no record of {request_id}")
 
 
 def join_calls(calls: list[Any]) -> tuple[str, str, str] | None:
