@@ -46,6 +46,8 @@ class CallReader:
 
     def _arguments(self, text: str) -> tuple[ToolCallDelta, ...]:
         """What of `text` belongs to the arguments: all until their outermost bracket closes."""
+        if self._depth == 0:
+            text = text.lstrip()  # before the arguments' first bracket
         if self.complete or not text:
             return ()
         for i, char in enumerate(text):

@@ -100,14 +100,15 @@ class Residency:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._owner: asyncio.Task[None] | None = None
-        self._closing = False
+        self._turning = False
+        self._open = False
 
     # ------------------------------------------------------------ life
 
     async def __aenter__(self) -> Self:
+        self._open = True
         self._meter.sample(())
-        self._owner = asyncio.create_task(self._own(), name="residency")
+        self._spawn_task(self._keep_time(), "clock")
         self._spawn_task(self._watch_load(), "load meter")
         if self._settings.spare:
             self._refill()
@@ -123,13 +124,10 @@ class Residency:
 
     async def close(self) -> None:
         """Refuse everybody, end every process; returns when they are gone. Safe to repeat."""
-        if self._owner is None:
-            return
-        self._closing = True
+        self._open = False
         self._post(self._scheduler.on_close)
         try:
-            await self._owner
-            for task in list(self._tasks):
+            for task in self._tasks:
                 if not task.get_name().startswith("runner"):
                     task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -153,8 +151,8 @@ class Residency:
             Unavailable: it keeps failing and rests, or we are closing.
             DeadlineExceeded: the call's deadline passed while waiting.
         """
-        if self._owner is None or self._owner.done():
-            raise Unavailable("the engine is not running", hint="use `async with`")
+        if not self._open:
+            raise Unavailable("the engine is not running", hint="it is closed, or not yet open")
         known = self._know(model, purpose)
         self._tickets += 1
         ticket = self._tickets
@@ -215,42 +213,36 @@ class Residency:
         """Process id of the spare; for display."""
         return self._spare.pid
 
-    # ------------------------------------------------------------ the owner
-
-    async def _own(self) -> None:
-        """Hand events to the scheduler in order and perform what it decides."""
-        try:
-            while True:
-                while self._events:
-                    event = self._events.popleft()
-                    for effect in event(self._clock()):
-                        self._perform(effect)
-                if self._closing:
-                    return
-                await self._until(self._scheduler.next_event(self._clock()))
-        finally:
-            for future in self._waiting.values():  # only after a bug; nobody may hang
-                if not future.done():
-                    future.set_exception(Unavailable("the engine has stopped"))
-
-    async def _until(self, due: float | None) -> None:
-        """Sleep until an event or until `due`, which then becomes an event itself."""
-        self._wake.clear()
-        if self._events:
-            return
-        try:
-            async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
-                await self._wake.wait()
-        except TimeoutError:
-            self._events.append(self._scheduler.on_tick)
+    # ------------------------------------------------------------ the scheduler
 
     def _post(self, event: Event) -> None:
-        if self._owner is not None and self._owner.done():
-            # Closed: the scheduler starts nothing any more, so what it says needs no doing.
-            event(self._clock())
-            return
+        """Hand an event to the scheduler and perform what it decides, before this returns.
+
+        The only place that changes the scheduler. It never waits, so nothing comes between an
+        event and its effects; what an effect posts in turn is done right after.
+        """
         self._events.append(event)
+        if self._turning:
+            return
+        self._turning = True
+        try:
+            while self._events:
+                for effect in self._events.popleft()(self._clock()):
+                    self._perform(effect)
+        finally:
+            self._turning = False
         self._wake.set()
+
+    async def _keep_time(self) -> None:
+        """Tell the scheduler when an instant has come that it named."""
+        while True:
+            self._wake.clear()
+            due = self._scheduler.next_event(self._clock())
+            try:
+                async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._post(self._scheduler.on_tick)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -405,7 +397,7 @@ class Residency:
                 self._refill()
 
     def _refill(self) -> None:
-        if not self._closing:
+        if self._open:
             self._spawn_task(self._refilled(), "spare")
 
     async def _refilled(self) -> None:

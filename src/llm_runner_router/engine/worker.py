@@ -44,7 +44,7 @@ _NOISE = re.compile(r"^[\d.]+ [A-Z] +(\w+ +)?")
 _TROUBLE = re.compile(
     r"^[\d.]+ E |\b(error|failed|failure|unknown|unsupported|invalid|missing|corrupt)", re.I
 )
-_USELESS = re.compile(r"please check the input params|exiting due to|failed to load model ?$", re.I)
+_USELESS = re.compile(r"please check the input params|exiting due to|failed to load model|^$", re.I)
 
 
 class Report(Struct, frozen=True):
@@ -217,13 +217,13 @@ class Worker:
         return tuple(self._lines)
 
     def last_words(self) -> str:
-        """The lines that say what went wrong, else the last line."""
+        """The lines that say what went wrong, without those that only say that it did."""
         telling = [
             _NOISE.sub("", line).strip()
             for line in self._lines
             if _TROUBLE.search(line) and not _USELESS.search(line)
         ]
-        unique = list(dict.fromkeys(telling))[-3:]
+        unique = list(dict.fromkeys(telling))[-2:]
         if not unique and self._lines:
             unique = [_NOISE.sub("", self._lines[-1]).strip()]
         return "; ".join(unique)
