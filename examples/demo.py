@@ -135,7 +135,8 @@ def ask(client: OpenAI, messages: list[Any], **options: Any) -> tuple[str, list[
         max_tokens=160,
         **options,
     )
-    text, usage, calls = "", None, []
+    text, usage = "", None
+    calls: list[Any] = []
     first = 0.0
     print("  ", end="")
     for chunk in raw.parse():
@@ -146,7 +147,6 @@ def ask(client: OpenAI, messages: list[Any], **options: Any) -> tuple[str, list[
             text += piece
             print(piece, end="", flush=True)
             calls += choice.delta.tool_calls or []
-    took = time.perf_counter() - first
     if usage is None:
         raise Failed("the stream ended without usage")
     call = join_calls(calls)
@@ -157,7 +157,7 @@ def ask(client: OpenAI, messages: list[Any], **options: Any) -> tuple[str, list[
     print(
         f"{DIM}  {kept['target']} · {kept['reason']}\n"
         f"  first token {1000 * (first - started):.0f} ms · {usage.completion_tokens} tokens, "
-        f"{usage.completion_tokens / took:.0f} tokens/s · ${kept['cost']:.6f}{END}"
+        f"{kept.get('tokens_per_second') or 0:.0f} tokens/s · ${kept['cost']:.6f}{END}"
     )
     return text, calls
 

@@ -28,6 +28,7 @@ from .models.info import LocalModel
 from .policy.auth import Keys, ensure_key
 from .policy.cache import AnswerCache, Cache
 from .policy.deadline import Deadline
+from .policy.embed import GuardedEmbedder
 from .policy.record import Record, RequestRecord
 from .policy.sink import FileSink, SinkState
 from .providers.http import HttpClient
@@ -173,7 +174,8 @@ class App:
         Raises:
             UnknownModel, Unsupported
         """
-        return embedder_of(self._tree.find(model))
+        found = embedder_of(self._tree.find(model))
+        return GuardedEmbedder(found, self._sink, self.config.deadline, self.clock)
 
     def cards(self) -> Sequence[ModelCard]:
         """A card for every served name that can be used."""

@@ -1,4 +1,4 @@
-"""Tools on streams of deltas: the commit point, collecting, and closing.
+"""Tools on streams of deltas: the commit point, collecting, and what an engine says of its speed.
 
 Knows: `Delta`s and async iterators. Does not know: where deltas come from or go to.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 from msgspec import Raw, Struct
 
 from .errors import StreamBroken
@@ -156,6 +157,26 @@ class Collector:
             wire=self._wire,
             timings=self._timings,
         )
+
+
+class _Timings(Struct, frozen=True):
+    predicted_n: int = 0
+    predicted_per_second: float = 0.0
+
+
+_timings = msgspec.json.Decoder(_Timings)
+
+
+def decode_speed(timings: Raw) -> float | None:
+    """Decoded tokens per second, as llama-server itself measured them (`Delta.timings`).
+
+    None for fewer than two tokens, whose time is all prefill, and for what cannot be read.
+    """
+    try:
+        found = _timings.decode(timings)
+    except msgspec.DecodeError:
+        return None
+    return found.predicted_per_second if found.predicted_n > 1 else None
 
 
 async def collect(deltas: AsyncIterator[Delta]) -> Answer:

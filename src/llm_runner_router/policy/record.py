@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from llm_runner_router.deltas import Answer, Collector
+from llm_runner_router.deltas import Answer, Collector, decode_speed
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import (
     Attempt,
@@ -130,6 +130,7 @@ class _Recorded:
         "_pieces",
         "_policy",
         "_request",
+        "_timings",
         "_usage",
     )
 
@@ -147,6 +148,7 @@ class _Recorded:
         self._last = 0.0
         self._origin: Origin | None = None
         self._pieces = 0
+        self._timings: Raw | None = None
         self._usage: Usage | None = None
 
     async def __aenter__(self) -> AsyncIterator[Delta]:
@@ -193,6 +195,8 @@ class _Recorded:
             self._usage = delta.usage
         if delta.origin is not None:
             self._origin = delta.origin
+        if delta.timings is not None:
+            self._timings = delta.timings
         if delta.finish is not None:
             self._finish = delta.finish
         if self._collector is not None:
@@ -254,6 +258,10 @@ class _Recorded:
         return CLIENT_GONE, None, None
 
     def _speed(self, usage: Usage | None, now: float) -> float | None:
+        """The engine's own figure; else tokens over the time they took to pass here."""
+        own = None if self._timings is None else decode_speed(self._timings)
+        if own is not None:
+            return round(own, 1)
         if usage is None or self._first is None or not self._request.stream:
             return None
         seconds = (self._last or now) - self._first
