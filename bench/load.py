@@ -132,6 +132,10 @@ class Answer:
         self.body = b""
 
 
+STALE = "closed before the request"
+"""The server closed an idle connection while a request was on its way: ask again on another one."""
+
+
 class Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
@@ -142,6 +146,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
+        self._used = False
         self._now = 0.0
 
     @property
@@ -168,7 +173,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._finish("connection closed early")
+        unheard = self._answer is not None and not self._answer.status
+        self._finish(STALE if unheard and self._used else "connection closed early")
 
     def data_received(self, data: bytes) -> None:
         self._now = perf_counter()
@@ -198,6 +204,7 @@ class Connection(asyncio.Protocol):
             answer.tail = b"\n" if body.endswith(b"\n") and not body.endswith(b"\n\n") else b""
 
     def on_message_complete(self) -> None:
+        self._used = True
         keep = self._parser.should_keep_alive()
         if not keep and self._transport is not None:
             self._transport.close()
@@ -350,6 +357,11 @@ class _Run:
         if self._over:
             return
         self._open -= 1
+        if fault is STALE and self.load.rate is None:
+            self._left += 1
+            self._sent -= answer.counted
+            self._loop.call_soon(self._next, connection)
+            return
         self._finished = answer.last
         if fault is None and answer.status != 200:
             start = b"".join(answer.pieces)[:120].decode(errors="replace")

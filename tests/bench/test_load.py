@@ -125,17 +125,50 @@ async def test_a_status_is_an_error_with_its_text() -> None:
     assert result.errors == {"status 503: full": 1}
 
 
-async def test_a_connection_that_ends_early_is_an_error_and_the_load_goes_on() -> None:
-    async with server(lambda n: None if n == 2 else _ok()) as port:
+async def test_a_new_connection_that_ends_early_is_an_error_and_the_load_goes_on() -> None:
+    async with server(lambda n: None if n == 1 else _ok()) as port:
         result = await load.run(Load(port, "{}", requests=4))
     assert (result.sent, result.ok) == (4, 3)
     assert result.errors == {"connection closed early": 1}
+
+
+async def test_an_answer_that_is_cut_off_is_an_error() -> None:
+    cut = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nonly this"
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(cut)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        result = await load.run(Load(port, "{}", requests=2))
+    assert (result.sent, result.ok) == (2, 0)
+    assert result.errors == {"connection closed early": 2}
 
 
 async def test_a_connection_that_ends_between_requests_is_no_error() -> None:
     async with server(lambda n: _ok(extra=b"connection: close\r\n")) as port:
         result = await load.run(Load(port, "{}", requests=4))
     assert (result.sent, result.ok, result.errors) == (4, 4, {})
+
+
+async def test_a_connection_that_was_closed_without_notice_is_no_error() -> None:
+    """As llama.cpp's server does: after some answers the connection ends, unannounced."""
+    served = 0
+
+    def answer(n: int) -> bytes | None:
+        nonlocal served
+        served += n % 2
+        return _ok() if n % 2 else None
+
+    async with server(answer) as port:
+        result = await load.run(Load(port, "{}", requests=4))
+    assert (result.sent, result.ok, result.errors) == (4, 4, {})
+    assert served == 4
 
 
 async def test_a_wrong_answer_is_an_error() -> None:
