@@ -1,26 +1,35 @@
-"""A model that never stops by itself: a zoo model with a longer context and another end token."""
+"""Answers that never stop by themselves: a zoo model with a longer context, told to go on."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
 
+import msgspec
+from msgspec import Raw
+
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.models.resolve import ZOO, resolve
 from llm_runner_router.refs import parse
+from llm_runner_router.types import Message, Request, Sampling
 
 
 def endless(folder: Path, context: int) -> LocalModel:
-    """Write and describe it. Its answers are nonsense, and as long as they may be."""
+    """The smallest zoo model with room for `context` tokens, written to `folder`."""
     content = (ZOO / "tiny-math.gguf").read_bytes()
-    content = _put(content, "llama.context_length", context)
-    content = _put(content, "tokenizer.ggml.eos_token_id", 1)  # never the most likely one
+    key = "llama.context_length"
+    head = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", 4)
+    at = content.index(head) + len(head)
     path = folder / "endless.gguf"
-    path.write_bytes(content)
+    path.write_bytes(content[:at] + struct.pack("<I", context) + content[at + 4 :])
     return resolve(parse(f"file:{path}"))
 
 
-def _put(content: bytes, key: str, value: int) -> bytes:
-    head = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", 4)
-    at = content.index(head) + len(head)
-    return content[:at] + struct.pack("<I", value) + content[at + 4 :]
+def go_on(tokens: int) -> Request:
+    """A request for exactly `tokens` tokens; its answer is nonsense."""
+    return Request(
+        model="any",
+        messages=(Message("user", "Count."),),
+        sampling=Sampling(max_tokens=tokens),
+        extra={"ignore_eos": Raw(msgspec.json.encode(True))},
+    )

@@ -37,7 +37,7 @@ from llm_runner_router.providers.remote import RemoteTarget
 from llm_runner_router.refs import parse
 from llm_runner_router.types import Call, Message, Request, Sampling
 
-from .endless import endless
+from .endless import endless, go_on
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -197,7 +197,7 @@ async def test_leaving_frees_the_slot(tmp_path: Path, stream: bool) -> None:
     """The next request on the only slot would wait for thousands of tokens otherwise."""
     model = endless(tmp_path, context=16384)
     async with engines(slots=1) as e:
-        request = ask(max_tokens=16000)
+        request = go_on(16000)
         if stream:
             async with e.target(model).open(request, CALL) as deltas:
                 await anext(deltas)
@@ -208,7 +208,7 @@ async def test_leaving_frees_the_slot(tmp_path: Path, stream: bool) -> None:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
         async with asyncio.timeout(5):
-            answer = await e.answer(model, ask(max_tokens=2))
+            answer = await e.answer(model, go_on(2))
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 2
 
@@ -216,14 +216,14 @@ async def test_leaving_frees_the_slot(tmp_path: Path, stream: bool) -> None:
 async def test_a_crash_in_a_stream_is_told_and_the_next_request_works(tmp_path: Path) -> None:
     model = endless(tmp_path, context=8192)
     async with engines() as e:
-        async with e.target(model).open(ask(max_tokens=8000), CALL) as deltas:
+        async with e.target(model).open(go_on(8000), CALL) as deltas:
             await anext(deltas)
             os.kill(e.pid(model), signal.SIGKILL)
             with pytest.raises(RunnerCrashed, match="signal 9") as caught:
                 await collect(deltas)
         assert caught.value.target == model.name
         assert caught.value.retryable
-        answer = await e.answer(model, ask(max_tokens=4))
+        answer = await e.answer(model, go_on(4))
         assert answer.usage is not None
         (row,) = e.residency.status()
         assert row.failures == 1
@@ -319,7 +319,7 @@ async def test_closing_while_loading_and_answering_leaves_nothing(tmp_path: Path
     children = psutil.Process().children
     before = {child.pid for child in children(recursive=True)}
     async with engines() as e:
-        async with e.target(model).open(ask(max_tokens=8000), CALL) as deltas:
+        async with e.target(model).open(go_on(8000), CALL) as deltas:
             await anext(deltas)
             loading = asyncio.create_task(e.residency.load(other))
             await until(lambda: len(e.residency.status()) == 2)

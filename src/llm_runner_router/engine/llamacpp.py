@@ -7,7 +7,8 @@ does with requests (each row was tried on it):
     `stream: false`            goes on after the client left           always streamed
     `n`                        counts one choice's tokens only,        one request per choice
                                refuses more than it has slots          (`fanout.py`)
-    `logprobs` without `top_…` gives twenty alternatives per token     `top_logprobs: 0`
+    `logprobs` without `top_…` gives twenty alternatives per token,    one is asked for and left
+                               and with `top_logprobs: 0` nothing      out (`local.py`)
     `response_format` schema   any white space: weak models write      a grammar of the schema with
                                blanks until the limit                  fixed separators
     `tool_choice` required,    leaves the choice to the model          a grammar of the calls, read
@@ -55,6 +56,8 @@ class Adapted(Struct, frozen=True):
     request: Request
     calls: bool = False
     """The text of the answer is one forced tool call."""
+    bare_logprobs: bool = False
+    """Alternatives to the tokens were not asked for."""
     starts: str = ""
     """Characters the answer may start with, white space aside; empty is any. A grammar that the
     engine could not compile is silently ignored by it, which shows here."""
@@ -110,14 +113,17 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
     _check(request, model)
     request = _plain(request)
     sampling = request.sampling
-    if sampling.logprobs and sampling.top_logprobs is None:
-        request = _sampled(request, top_logprobs=0)
-    if request.tools and _forced(request):
-        return _force_call(request, model)
+    bare = sampling.logprobs and not sampling.top_logprobs
+    if bare:
+        name = "top_logprobs" if request.prompt is None else "logprobs"
+        request = _sampled(request, {name: Raw(b"1")}, top_logprobs=1)
+    adapted = Adapted(request)
     wanted = request.response_format
-    if wanted is not None and wanted.type != "text" and not request.tools:
-        return _force_json(request, wanted)
-    return Adapted(request)
+    if request.tools and _forced(request):
+        adapted = _force_call(request, model)
+    elif wanted is not None and wanted.type != "text" and not request.tools:
+        adapted = _force_json(request, wanted)
+    return msgspec.structs.replace(adapted, bare_logprobs=bare)
 
 
 def _check(request: Request, model: LocalModel) -> None:
@@ -159,18 +165,15 @@ def _plain(request: Request) -> Request:
     """Streamed, one choice, with usage; the client's own fields stay where they are equal."""
     changed = request.sampling.n != 1 or request.echo
     request = msgspec.structs.replace(request, stream=True, include_usage=True, echo=False)
-    return _sampled(request, n=1) if changed else request
+    return _sampled(request, {}, n=1) if changed else request
 
 
-def _sampled(request: Request, **changes: Any) -> Request:
-    """With other sampling. The client's bytes say otherwise now, so they lose these fields."""
+def _sampled(request: Request, fields: dict[str, Raw], **changes: Any) -> Request:
+    """With other sampling, and the client's bytes with other `fields`."""
     sampling: Sampling = msgspec.structs.replace(request.sampling, **changes)
     request = msgspec.structs.replace(request, sampling=sampling)
     if request.wire is None:
         return request
-    fields = {name: Raw(_encode(value)) for name, value in changes.items()}
-    if changes.get("n") == 1:
-        fields.pop("n")
     return _spliced(request, fields, ("n", "best_of", "echo"))
 
 

@@ -226,6 +226,7 @@ class _Reader:
         self._starts = adapted.starts
         # The engine writes a completion's logprobs the way chats have them.
         self._own_words = bool(request.prompt is not None and request.sampling.logprobs)
+        self._bare = adapted.bare_logprobs
 
     def read(self, delta: Delta) -> Delta:
         """`delta` as the client shall see it.
@@ -247,6 +248,8 @@ class _Reader:
                 changes["finish"] = "tool_calls"
         if self._own_words:
             changes["wire"] = None
+        if self._bare and delta.logprobs is not None:
+            changes |= {"logprobs": _without_alternatives(delta.logprobs), "wire": None}
         return msgspec.structs.replace(delta, **changes) if changes else delta
 
     def _check(self, first: str) -> None:
@@ -257,3 +260,11 @@ class _Reader:
                 hint="simplify the schema: patterns and formats are the usual cause",
                 param="response_format",
             )
+
+
+def _without_alternatives(logprobs: msgspec.Raw) -> msgspec.Raw:
+    """The same tokens, each with an empty list of alternatives, as OpenAI gives them."""
+    found = msgspec.json.decode(logprobs)
+    for token in found.get("content") or ():
+        token["top_logprobs"] = []
+    return msgspec.Raw(msgspec.json.encode(found))
