@@ -19,6 +19,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same cases on every run, however slow the machine is today.
+settings.register_profile("house", deadline=None, derandomize=True, database=None)
+settings.load_profile("house")
 
 ASYNC_TIMEOUT = 30.0
 _SECRETS = re.compile(

@@ -258,6 +258,8 @@ class Tree:
         )
         card = ModelCard(
             name=name,
+            local=all(entry.card.local for entry in unique.values()),
+            strategy="auto",
             description=f"chooses for each request ({settings.objective})",
             source=", ".join(unique),
         )
@@ -286,7 +288,8 @@ def _composite(name: str, kind: str, target: Target, entries: Sequence[Entry]) -
     card = msgspec.structs.replace(
         first,
         name=name,
-        description=f"{kind} of " + ", ".join(entry.card.name for entry in entries),
+        strategy=kind,
+        description=f"{kind}: " + ", ".join(entry.card.name for entry in entries),
         local=all(entry.card.local for entry in entries),
     )
     return Entry(card, target, kind=kind)

@@ -309,6 +309,8 @@ class ModelCard(Struct, frozen=True):
 
     name: str
     local: bool = False
+    strategy: str = ""
+    """What a name that stands for several models does: `auto`, `fallback`, `race`, `weighted`."""
     description: str = ""
     context: int = 0
     max_output: int = 0

@@ -267,7 +267,7 @@ def test_show_draws_the_routes(llmrr: Run, tmp_path: Path) -> None:
     told = llmrr("show", "best", "--config", str(path))
     assert told.code == 0, told.err
     assert "name         smart" in told.out
-    assert "fallback of tiny" in told.out
+    assert "fallback: tiny" in told.out
     tiny = json.loads(llmrr("show", "--json", "tiny", "--config", str(path)).out)
     assert (tiny["card"]["name"], tiny["file"]["format"]) == ("tiny", "gguf")
 

@@ -65,21 +65,19 @@ def local_cards(where: Place) -> list[ModelCard]:
 
 
 def _told(model: dict[str, Any]) -> ModelCard:
+    owner = model.get("owned_by", "")
     return ModelCard(
         name=model["id"],
-        local=model.get("owned_by") == "local",
+        local=owner == "local",
+        strategy="" if owner in ("local", "remote") else owner,
         description=model.get("description", ""),
         context=model.get("context_length", 0),
     )
 
 
 def kind(card: ModelCard) -> str:
-    """`virtual`, `local` or `remote`."""
-    from llm_runner_router.config_check import VIRTUAL
-
-    if card.name in VIRTUAL:
-        return "virtual"
-    return "local" if card.local else "remote"
+    """`local`, `remote`, or what a name that stands for several models does: `auto` …"""
+    return card.strategy or ("local" if card.local else "remote")
 
 
 def scores(card: ModelCard, most: int = TOP_SCORES) -> str:
@@ -95,7 +93,7 @@ def abilities(capabilities: Capabilities) -> list[str]:
 
 def _row(card: ModelCard) -> tuple[str, ...]:
     price = card.price
-    virtual = kind(card) == "virtual"
+    virtual = bool(card.strategy)
     return (
         output.safe(card.name),
         kind(card),

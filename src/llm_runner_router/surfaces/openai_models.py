@@ -22,6 +22,7 @@ class _Model(Struct, frozen=True):
     object: Literal["model"]
     created: int
     owned_by: str
+    """`local`, `remote`, or what the name does: `auto`, `fallback` …"""
     description: str | UnsetType = UNSET
     context_length: int | UnsetType = UNSET
 
@@ -46,7 +47,7 @@ def _model(card: ModelCard, created: int) -> _Model:
         id=card.name,
         object="model",
         created=created,
-        owned_by="local" if card.local else "remote",
+        owned_by=card.strategy or ("local" if card.local else "remote"),
         description=card.description or UNSET,
         context_length=card.context or UNSET,
     )
