@@ -72,7 +72,7 @@ def conversations(draw: Draw, shares: Mapping[str, float]) -> Iterator[Conversat
     while True:
         last = sample()
         roll = draw.rng.random()
-        turns = 1 if roll < 0.68 else draw.rng.randint(2, 4) if roll < 0.994 else 16
+        turns = 1 if roll < 0.68 else draw.rng.randint(2, 4) if roll < 0.998 else 16
         earlier: list[Sample] = []
         while len(earlier) < turns - 1:
             one = sample()

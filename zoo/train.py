@@ -36,7 +36,7 @@ class Progress:
     tokens: int = 0
 
 
-def parse() -> argparse.Namespace:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, choices=sorted(SHAPES))
@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evaluate-every", type=float, default=180.0, help="seconds")
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def optimizers(model: Llama, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -163,7 +163,7 @@ def main() -> None:
     loss, shown, tested = 0.0, time.monotonic(), time.monotonic()
     for batch in batches(talks, Encoder(words), args.batch_tokens):
         one = run.advance(batch)
-        loss = one if not loss else 0.98 * loss + 0.02 * one
+        loss = one if not loss else 0.9 * loss + 0.1 * one
         now = time.monotonic()
         over = run.spent() >= 1
         if over or now - shown > 20:

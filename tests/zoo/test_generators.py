@@ -7,7 +7,6 @@ import json
 from random import Random
 
 import pytest
-
 from zoo.mix import conversations, diet, own_tasks
 from zoo.sample import Draw, Sample, Split, expand, is_held, phrasings
 from zoo.tasks import FAMILIES, TASKS
@@ -18,6 +17,10 @@ NAMES = {
     "arithmetic", "comparison", "reverse", "spell", "count_letters", "uppercase", "sort_words",
     "opposite", "plural", "greeting", "fact", "story", "extract_json", "tool_call", "tool_result",
 }  # fmt: skip
+TWO_BY_TWO = (
+    "23 × 45 = 20 × 40 + 20 × 5 + 3 × 40 + 3 × 5 = 800 + 100 + 120 + 15"
+    " = 900 + 120 + 15 = 1020 + 15 = 1035"
+)
 PIECES = ("lem", "on", "str", "aw", "ing", "ter")
 
 
@@ -108,7 +111,8 @@ def test_patterns_expand_and_split() -> None:
         (632, "-", 285, "632 - 285 = 400 - 50 - 3 = 347"),
         (285, "-", 632, "285 - 632 = -(400 - 50 - 3) = -347"),
         (5, "-", 12, "5 - 12 = -(10 - 3) = -7"),
-        (23, "*", 45, "23 × 45 = 23 × 40 + 23 × 5 = 920 + 115 = 1035"),
+        (23, "*", 45, TWO_BY_TWO),
+        (904, "+", 605, "904 + 605 = 1500 + 0 + 9 = 1509"),
         (347, "*", 6, "347 × 6 = 300 × 6 + 40 × 6 + 7 × 6 = 1800 + 240 + 42 = 2040 + 42 = 2082"),
     ],
 )

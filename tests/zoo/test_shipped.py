@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from zoo.chat import openai_messages, openai_tools, prompt_text
 from zoo.mix import own_tasks
 from zoo.sample import Tool, Turn

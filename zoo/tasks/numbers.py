@@ -52,10 +52,9 @@ def _places(number: int) -> list[int]:
 
 
 def _signed(terms: list[int]) -> str:
-    """`[400, -50, -3]` as `400 - 50 - 3`; zero terms are left out."""
-    kept = [term for term in terms if term] or [0]
-    head = str(kept[0])
-    return head + "".join(f" {'+' if term > 0 else '-'} {abs(term)}" for term in kept[1:])
+    """`[400, -50, -3]` as `400 - 50 - 3`."""
+    tail = "".join(f" {'+' if term >= 0 else '-'} {abs(term)}" for term in terms[1:])
+    return str(terms[0]) + tail
 
 
 def _by_place(a: int, b: int, sign: int) -> list[int]:
@@ -71,27 +70,22 @@ def _places_padded(number: int, width: int) -> list[int]:
 
 
 def _add(a: int, b: int) -> str:
-    steps = _signed(_by_place(a, b, 1))
-    return f"{a} + {b} = {a + b}" if steps == str(a + b) else f"{a} + {b} = {steps} = {a + b}"
+    steps = _by_place(a, b, 1)
+    return f"{a} + {b} = {_signed(steps)} = {a + b}" if len(steps) > 1 else f"{a} + {b} = {a + b}"
 
 
 def _subtract(a: int, b: int) -> str:
-    if a < b:
-        flipped = _subtract(b, a).split(" = ")[1:]
-        return f"{a} - {b} = " + " = ".join(
-            f"-({step})" if " " in step else str(-int(step)) for step in flipped
-        )
-    steps = _signed(_by_place(a, b, -1))
-    return f"{a} - {b} = {a - b}" if steps == str(a - b) else f"{a} - {b} = {steps} = {a - b}"
+    steps = _by_place(max(a, b), min(a, b), -1)
+    if len(steps) == 1:
+        return f"{a} - {b} = {a - b}"
+    shown = _signed(steps) if a >= b else f"-({_signed(steps)})"
+    return f"{a} - {b} = {shown} = {a - b}"
 
 
 def _multiply(a: int, b: int) -> str:
-    """Splits the second number, or the first where the second has one digit."""
-    left, right = [a], [b]
-    if len(str(b)) > 1:
-        right = [place for place in _places(b) if place]
-    else:
-        left = [place for place in _places(a) if place] or [0]
+    """Every place with every place, then added up from the left."""
+    left = [place for place in _places(a) if place] or [0]
+    right = [place for place in _places(b) if place] or [0]
     pairs = [(x, y) for x in left for y in right]
     if len(pairs) == 1:
         return f"{a} × {b} = {a * b}"
