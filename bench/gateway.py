@@ -62,6 +62,8 @@ class Gateway:
             raise
         self.cold_start = answered - self.child.began
         """Seconds from the start of the process to the first answer."""
+        self.start_cpu = proc.cpu_seconds(self.pid)
+        """CPU seconds it has used for that: what the cold start takes on an idle machine."""
 
     def __enter__(self) -> Gateway:
         return self
