@@ -228,3 +228,11 @@ def test_random_schedules_keep_the_laws(part: int) -> None:
             ends[how] = ends.get(how, 0) + 1
     assert set(ends) == {"granted", "refused", "cancelled"}
     assert ends["granted"] > 2000, f"the schedules serve too little to prove anything: {ends}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("part", range(8))
+def test_many_more_schedules(part: int) -> None:
+    for seed in range(100_000 + part * 5000, 100_000 + (part + 1) * 5000):
+        play(seed)
