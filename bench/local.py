@@ -221,8 +221,9 @@ def _loading(model: Model, rounds: int) -> list[Row]:
                 alone.append(engine.load_time)
     direct = median(alone) * 1e3
     name = f"load {model.name}"
+    note = "alone: a fresh process with the engine's default settings"
     return [
-        Row(f"{name}, warm spare", median(times[True]) * 1e3, "ms", 300, direct),
+        Row(f"{name}, warm spare", median(times[True]) * 1e3, "ms", 300, direct, note=note),
         Row(f"{name}, no spare", median(times[False]) * 1e3, "ms", None, direct),
     ]
 
