@@ -1,0 +1,81 @@
+"""The model of random weights is a sound file; children of a benchmark are gone afterwards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from bench import machine, proc, synthetic
+
+import llm_runner_router
+from llm_runner_router.models.formats import gguf
+
+DONOR = Path(llm_runner_router.__file__).parent / "zoo" / "tiny-general.gguf"
+SHAPE = synthetic.Shape(width=64, layers=2, hidden=128, heads=4, kv_heads=2, context=256)
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0"])
+def test_the_file_is_what_it_says(tmp_path: Path, quant: synthetic.Quant) -> None:
+    made = synthetic.write(tmp_path / "made.gguf", DONOR, quant, SHAPE)
+    info, donor = gguf.describe(made.path), gguf.describe(DONOR)
+    assert (info.architecture, info.quantisation) == ("llama", quant)
+    assert (info.layers, info.width, info.context) == (2, 64, 256)
+    assert info.vocabulary == donor.vocabulary
+    assert info.chat_template == donor.chat_template
+    norms = 5 * 64  # two per layer and the last; they are not quantised
+    assert info.parameters == made.parameters + norms
+    embedding = donor.vocabulary * 64 * {"Q8_0": 34, "Q4_0": 18}[quant] // 32
+    assert made.touched == sum(info.types.values()) - embedding
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    files = [
+        synthetic.write(tmp_path / f"{i}.gguf", DONOR, "Q4_0", SHAPE, seed=seed).path.read_bytes()
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_a_donor_must_be_a_gguf_file(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.gguf"
+    wrong.write_bytes(b"PK\x03\x04" + b"\0" * 60)
+    with pytest.raises(proc.BenchError, match="no GGUF file"):
+        synthetic.write(tmp_path / "made.gguf", wrong, "Q8_0", SHAPE)
+
+
+def test_a_child_is_gone_after_the_block() -> None:
+    with proc.Child([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        assert psutil.pid_exists(child.pid)
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_what_a_failed_child_said_is_told() -> None:
+    code = "import sys; sys.exit('the disk is on fire')"
+    with (
+        proc.Child([sys.executable, "-c", code], name="oven") as child,
+        pytest.raises(proc.BenchError, match="oven ended: the disk is on fire"),
+    ):
+        child.read(20)
+
+
+def test_busy_loops_use_the_cores_and_end() -> None:
+    me = psutil.Process()
+    before = {child.pid for child in me.children()}
+    with machine.busy(2):
+        loops = [child for child in me.children() if child.pid not in before]
+        assert len(loops) == 2
+    assert not any(loop.is_running() for loop in loops)
+
+
+def test_bandwidth_is_a_rate() -> None:
+    assert machine.read_bandwidth(1, passes=1) > 0
+
+
+def test_cpu_time_grows_with_work() -> None:
+    me = psutil.Process().pid
+    before = proc.cpu_seconds(me)
+    sum(range(3_000_000))
+    assert proc.cpu_seconds(me) > before
