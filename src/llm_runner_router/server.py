@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -29,9 +30,6 @@ from .errors import ConfigError
 from .home import Home, write_atomic
 from .policy.auth import VARIABLE, Key, ensure_key, find_key
 from .surfaces.base import Gateway
-
-if TYPE_CHECKING:
-    pass
 
 FORCED_CLOSE_SECONDS = 5.0
 """How long the service may take to close once a second signal has come."""
@@ -257,6 +255,7 @@ async def _serve_until_told(
             if not await _started(service, stop):
                 return
             await listener.start()
+            _settle_memory()
             url = url_of(listening)
             with _state_file(home, url):
                 if ready is not None:
@@ -293,6 +292,18 @@ async def _closed(service: Service, stop: _Stop) -> None:
         await closing
     else:
         closing.cancel()
+
+
+def _settle_memory() -> None:
+    """Take what start-up made out of the garbage collector's sight, and let it look less often.
+
+    Full collections over modules and configuration cost 40 ms each, in the middle of answers;
+    without them a plain request took 340 instead of 402 µs of CPU time (bench/LOG.md). Requests
+    themselves make next to no cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class _state_file:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
@@ -107,13 +107,16 @@ class Cache:
         self.name = target.name
         self._cache = cache
 
-    @asynccontextmanager
-    async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+    def open(
+        self, request: Request, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """See `Target.open`."""
         if not request.cache or request.sampling.logprobs:
-            async with self.target.open(request, call) as deltas:
-                yield deltas
-            return
+            return self.target.open(request, call)
+        return self._open(request, call)
+
+    @asynccontextmanager
+    async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
         key = digest(request)
         kept = self._cache.get(key)
         call.trace.notes["cache"] = "miss" if kept is None else "hit"

@@ -7,7 +7,7 @@ models are tried, in that order, after the one it asked for. Without the field i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from llm_runner_router.types import Call, Delta, Request, Target
 
@@ -27,12 +27,11 @@ class RequestedFallbacks:
         self.name = target.name
         self._lookup = lookup
 
-    @asynccontextmanager
-    async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+    def open(
+        self, request: Request, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """See `Target.open`."""
-        chosen = self.target
-        if request.fallbacks:
-            others = [self._lookup(name) for name in request.fallbacks]
-            chosen = Fallback(self.name, [self.target, *others])
-        async with chosen.open(request, call) as deltas:
-            yield deltas
+        if not request.fallbacks:
+            return self.target.open(request, call)
+        others = [self._lookup(name) for name in request.fallbacks]
+        return Fallback(self.name, [self.target, *others]).open(request, call)
