@@ -85,10 +85,10 @@ class Lease:
         before = known.speed if known.speed is not None else tokens_per_second
         known.speed = before + SMOOTH * (tokens_per_second - before)
 
-    async def died(self) -> RunnerCrashed | None:
-        """The crash, if the process is gone or goes within a second; else None."""
+    async def died(self, within: float = GONE) -> RunnerCrashed | None:
+        """The crash, if the process is gone or goes `within` seconds; else None."""
         try:
-            async with asyncio.timeout(GONE):
+            async with asyncio.timeout(within):
                 await self._live.gone.wait()
         except TimeoutError:
             return None

@@ -78,7 +78,8 @@ def parameters(
         "cache_ram_mib": placement.prompt_cache >> 20,
         "cpuparams.n_threads": plan.threads,
         "cpuparams_batch.n_threads": plan.batch_threads,
-        "n_threads_http": placement.slots + 4,
+        # A kept connection holds one of these until the engine closes it, idle or not.
+        "n_threads_http": 4 * placement.slots + 8,
         "hostnames": ["127.0.0.1"],
         "port": 0,
         "api_keys": [api_key],

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from llm_runner_router.deltas import prime
 from llm_runner_router.errors import (
+    ConnectFailed,
     ContextTooLong,
     RunnerError,
     Unsupported,
@@ -37,8 +38,13 @@ from llm_runner_router.types import (
 from . import llamacpp
 from .calls import CallReader
 from .fanout import choices
-from .live import Endpoint, Lease
+from .live import GONE, Endpoint, Lease
 from .residency import Residency
+
+TRIES = 3
+"""Requests sent for one answer, until one of them has begun to be answered."""
+BRIEFLY = 0.2
+"""Seconds to wait for the news that a process died, where another try follows anyway."""
 
 
 class Connected(Target, Embedder, Protocol):
@@ -88,7 +94,7 @@ class LocalTarget:
 
         Raises:
             ContextTooLong: the prompt does not fit the context; nothing is cut off.
-            RunnerCrashed: the process died; before the first delta it is tried once more.
+            RunnerCrashed: the process died; before the first delta it is tried again.
             RunnerError: as `Residency.lease`, or what the engine says.
         """
         if request.sampling.n > 1:
@@ -99,7 +105,7 @@ class LocalTarget:
     async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
         with _Named(self._name):
             adapted = llamacpp.adapt(request, self._model)
-        for last in (False, True):
+        for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
                     lease = await stack.enter_async_context(
@@ -111,11 +117,7 @@ class LocalTarget:
                             await stack.enter_async_context(remote.open(adapted.request, call))
                         )
                     except UpstreamError as exc:
-                        crash = await lease.died()
-                        if crash is None:
-                            raise
-                        if last:
-                            raise crash from exc
+                        await _may_try_again(lease, exc, left)
                         continue
                 yield _Answer(deltas, lease, _Reader(request, adapted, self._origin), self._name)
                 return
@@ -129,18 +131,14 @@ class LocalTarget:
             RunnerError: as `open`.
         """
         with _Named(self._name):
-            for last in (False, True):
+            for left in reversed(range(TRIES)):
                 async with self._residency.lease(self._model, "embed", call) as lease:
                     try:
                         found = await self._remote(lease.endpoint).embed(request, call)
                     except UpstreamError as exc:
                         if "too large to process" in exc.message:
                             raise ContextTooLong(exc.message, param="input") from exc
-                        crash = await lease.died()
-                        if crash is None:
-                            raise
-                        if last:
-                            raise crash from exc
+                        await _may_try_again(lease, exc, left)
                         continue
                     return self._checked(found, request)
         raise AssertionError("the loop returns or raises")
@@ -159,6 +157,21 @@ class LocalTarget:
         if self._connected is None or self._connected[0] != endpoint:
             self._connected = endpoint, self._connect(endpoint)
         return self._connected[1]
+
+
+async def _may_try_again(lease: Lease, exc: UpstreamError, left: int) -> None:
+    """Return if nothing was answered yet and another try may go better; else raise.
+
+    A dead runner is replaced by the next lease. A connection that failed beside a live one was
+    most likely a kept one that the engine closed in the same moment.
+    """
+    unanswered = isinstance(exc, ConnectFailed)
+    crash = await lease.died(BRIEFLY if unanswered and left else GONE)
+    if left and (unanswered or crash is not None):
+        return
+    if crash is not None:
+        raise crash from exc
+    raise exc
 
 
 class _Named:

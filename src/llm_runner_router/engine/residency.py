@@ -50,9 +50,6 @@ FRESH = 0.25
 """A look older than this is repeated before a model is loaded."""
 STOPPING = 12.0
 """Seconds that `stop` waits for the process to be gone; requests in work may take longer."""
-LARGE = 1 << 40
-"""Bytes of a model that is not tiny, to choose how the spare waits."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -100,6 +97,8 @@ class Residency:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._spare_wait: threads.Wait = "passive"
+        """How the next spare waits: as the last model did that was loaded; tiny ones at first."""
         self._turning = False
         self._open = False
 
@@ -309,6 +308,7 @@ class Residency:
         known, began = live.known, self._clock()
         plan = live.plan = self._plan(known, None)
         worker = await self._spare.take(plan)
+        self._spare_wait = plan.wait
         live.from_spare = worker is not None
         live.worker = worker = worker or await self._spawn(plan.wait, self._log_file(known))
         if live.stop.is_set():
@@ -371,9 +371,6 @@ class Residency:
         machine = self._look(self._meter.others(pid))
         return threads.plan(known.model.info.bytes, machine, self._settings)
 
-    def _wait_now(self) -> threads.Wait:
-        return threads.plan(LARGE, self._look(self._meter.busy), self._settings).wait
-
     async def _watch_load(self) -> None:
         """Look at the load again and again; replace runners whose plan has long been another."""
         while True:
@@ -387,14 +384,6 @@ class Residency:
                 wanted = self._plan(live.known, live.worker.pid)
                 if self._retune.observe(view.key, live.plan, wanted, now):
                     self._post(partial(self._scheduler.on_replan, view.key))
-            self._watch_spare(now)
-
-    def _watch_spare(self, now: float) -> None:
-        has = self._spare.wait
-        if self._settings.spare and has is not None:
-            wanted = threads.CpuPlan(1, 1, self._wait_now())
-            if self._retune.observe("spare", threads.CpuPlan(1, 1, has), wanted, now):
-                self._refill()
 
     def _refill(self) -> None:
         if self._open:
@@ -402,7 +391,7 @@ class Residency:
 
     async def _refilled(self) -> None:
         try:
-            await self._spare.refill(self._wait_now())
+            await self._spare.refill(self._spare_wait)
         except OSError as exc:  # no process to be had; the next load says so to whom it concerns
             _log.warning("cannot start a spare runner: %s", exc)
 

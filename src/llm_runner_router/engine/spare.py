@@ -19,7 +19,7 @@ class Spare:
     """Keeps at most one process. `refill` starts it, `take` gives it away, `close` ends it.
 
     The process has imported the engine, so its way of waiting is fixed; it suits a plan with the
-    same way, or one with a single thread, which waits for nobody.
+    same way, or one with a single thread for everything, which waits for nobody.
     """
 
     def __init__(self, start: Starter) -> None:
