@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import cast
+from typing import Any, cast
 
 import httptools
 import uvicorn
@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from .config import Server
 from .errors import BadRequest, RunnerError
 from .surfaces.base import Gateway
-from .surfaces.exchange import MAX_HEADER_BYTES
+from .surfaces.exchange import GONE, MAX_HEADER_BYTES
 from .surfaces.http import BODY_SECONDS, HttpApp
 from .surfaces.openai_json import error
 from .surfaces.problems import HeadersTooLarge
@@ -103,6 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _guard: asyncio.TimerHandle | None = None
     _guards = "head"
     _stall: asyncio.TimerHandle | None = None
+    _gone: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """A client connects; it has to say something soon."""
@@ -115,6 +116,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
         super().connection_lost(exc)
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone()
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrive; afterwards exactly one guard is armed if a message is incomplete."""
@@ -137,6 +141,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._mute:
             self._in_head = True
             super().on_message_begin()
+            cast(dict[str, Any], self.scope)["extensions"] = {GONE: self._tell_when_gone}
 
     def on_headers_complete(self) -> None:
         """The head is there."""
@@ -167,6 +172,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets our error shape all the same."""
         self._refuse(BadRequest("this is not valid HTTP", code="invalid_http"))
+
+    def _tell_when_gone(self, gone: Callable[[], None] | None) -> None:
+        """Call `gone` once when the client leaves; None takes that back."""
+        if gone is not None and self.transport.is_closing():
+            self.loop.call_soon(gone)
+        else:
+            self._gone = gone
 
     def _feed(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

@@ -11,8 +11,9 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any
 
 from llm_runner_router.errors import BadRequest, RunnerError, TooLarge
@@ -31,6 +32,8 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADER_VALUE = 512
 """Bytes of one of our own response headers."""
+GONE = "llmrr.gone"
+"""ASGI extension of our listener: a function that takes what to call when the client leaves."""
 DISCARD_SECONDS = 2.0
 """How long the rest of a body that is too large is read, so that the client sees our answer."""
 LONGEST_TIMEOUT = 86_400.0
@@ -48,7 +51,7 @@ class ClientGone(Exception):
 class Exchange:
     """A request that is being answered."""
 
-    __slots__ = ("_receive", "_send", "done", "gone", "headers", "id", "path", "scope", "started")
+    __slots__ = ("_send", "done", "gone", "headers", "id", "path", "receive", "scope", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -61,7 +64,7 @@ class Exchange:
         self.done = False
         """All of the response is out."""
         self.gone = False
-        self._receive = receive
+        self.receive = receive
         self._send = send
 
     # ------------------------------------------------------------ what the client says
@@ -135,7 +138,7 @@ class Exchange:
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] != "http.request":
                 raise ClientGone
             data = message.get("body", b"")
@@ -152,7 +155,7 @@ class Exchange:
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
                 while more:
-                    more = (await self._receive()).get("more_body", False)
+                    more = (await self.receive()).get("more_body", False)
         except TimeoutError:
             pass
         raise TooLarge(
@@ -161,33 +164,13 @@ class Exchange:
 
     # ------------------------------------------------------------ how long the client stays
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
+    def watching(self) -> AbstractAsyncContextManager[None]:
         """Cancel the work inside when the client leaves; call it after the body is read.
 
         Raises:
             ClientGone: in place of the cancellation.
         """
-        task = asyncio.current_task()
-        assert task is not None, "requests are answered in tasks"
-        watcher = asyncio.create_task(self._watch(task))
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self.gone:
-                raise
-            task.uncancel()
-            raise ClientGone from None
-        finally:
-            watcher.cancel()
-
-    async def _watch(self, task: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        # The server also says `disconnect` after a complete response.
-        if not self.done:
-            self.gone = True
-            task.cancel()
+        return _Watching(self)
 
     # ------------------------------------------------------------ what the client gets
 
@@ -221,6 +204,61 @@ class Exchange:
     ) -> None:
         """Send an error before anything else was sent."""
         await self.json(exc.status, write(exc), error_headers(exc, trace))
+
+
+class _Watching:
+    """Waits for the client to leave while the block runs.
+
+    Our own listener calls back when a connection is lost (`GONE`); that spares a task for every
+    request. Another ASGI server is asked with `receive`, in a task.
+    """
+
+    __slots__ = ("_exchange", "_task", "_watcher")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        self._task = task
+        listen = self._listen()
+        if listen is not None:
+            listen(self._left)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        listen = self._listen()
+        if listen is not None:
+            listen(None)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if isinstance(error, asyncio.CancelledError) and self._exchange.gone:
+            self._task.uncancel()
+            raise ClientGone from None
+
+    def _listen(self) -> Callable[[Callable[[], None] | None], None] | None:
+        found: Callable[[Callable[[], None] | None], None] | None
+        found = (self._exchange.scope.get("extensions") or {}).get(GONE)
+        return found
+
+    async def _watch(self) -> None:
+        while (await self._exchange.receive())["type"] != "http.disconnect":
+            pass
+        self._left()
+
+    def _left(self) -> None:
+        # A connection that closes after a complete response is no reason to stop anything.
+        if not self._exchange.done:
+            self._exchange.gone = True
+            self._task.cancel()
 
 
 def error_headers(exc: RunnerError, trace: Trace | None) -> Headers:
