@@ -14,12 +14,15 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 
+import msgspec
 import psutil
 import pytest
 
 from llm_runner_router.config import Engine, Secret
 from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.engine.devices import Machine
 from llm_runner_router.engine.live import Endpoint
 from llm_runner_router.engine.local import LocalTarget
 from llm_runner_router.engine.residency import Residency
@@ -300,18 +303,52 @@ async def test_a_pinned_model_says_so(math: LocalModel) -> None:
         assert row.expires_in is None
 
 
-async def test_a_changed_plan_swaps_the_runner_without_a_failed_request(math: LocalModel) -> None:
-    async with engines() as e:
-        await e.residency.load(math)
-        old = e.pid(math)
-        e.residency._post(lambda now: e.residency._scheduler.on_replan("chat zoo:tiny-math", now))
-        answers = 0
-        while psutil.pid_exists(old):
-            assert (await e.answer(math, ask(max_tokens=2))).usage
-            answers += 1
-        assert answers > 0
-        await e.gone(old)
-        assert e.pid(math) != old
+async def test_a_changed_load_swaps_the_runner_without_a_failed_request(tmp_path: Path) -> None:
+    """Others take the cores for a while: the model moves to a runner with another plan."""
+    model = endless(tmp_path, context=8192)
+    large = msgspec.structs.replace(model, info=msgspec.structs.replace(model.info, bytes=1 << 26))
+    busy, skipped = 0.0, 0.0
+
+    def machine(_: float) -> Machine:
+        return Machine(2, 2, None, 1 << 34, 1 << 33, busy)
+
+    async with HttpClient() as client:
+        settings = Engine(spare=False)
+        residency = Residency(settings, clock=lambda: monotonic() + skipped, machine=machine)
+        async with residency:
+            e = Engines(residency, client)
+            await e.residency.load(large)
+            (before,) = e.residency.status()
+            assert (before.threads, before.wait_policy) == (2, "spin")
+            busy = 2.0
+            residency._review()
+            assert len(e.residency.status()) == 1, "not at the first look"
+            skipped = 10.0
+            residency._review()
+            answers = 0
+            while psutil.pid_exists(before.pid or 0):
+                assert (await e.answer(large, go_on(2))).usage
+                answers += 1
+            assert answers > 0
+            await e.gone(before.pid or 0)
+            (after,) = e.residency.status()
+            assert (after.threads, after.wait_policy) == (1, "passive")
+            assert after.failures == 0
+
+
+@pytest.mark.parametrize("spare", [True, False])
+async def test_the_engines_log_is_kept_in_a_file(
+    math: LocalModel, tmp_path: Path, spare: bool
+) -> None:
+    folder = tmp_path / "logs"
+    async with Residency(Engine(spare=spare), logs=folder) as residency:
+        await residency.load(math)
+    assert os.listdir(folder) == ["zoo_tiny-math.chat.log"]
+    assert "model loaded" in _read(folder / "zoo_tiny-math.chat.log")
+
+
+def _read(path: Path) -> str:
+    return path.read_text()
 
 
 async def test_closing_while_loading_and_answering_leaves_nothing(tmp_path: Path) -> None:

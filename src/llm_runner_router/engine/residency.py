@@ -60,7 +60,8 @@ class Residency:
         settings: budget, slots, queue, timeouts, threads.
         clock: monotonic seconds; the clock of `Call.deadline`.
         environ: our environment; runners get harmless names of it only.
-        logs: folder for the engines' logs; None keeps only the last lines in memory.
+        logs: folder for the engines' logs, made if need be; None keeps only the last lines in
+            memory.
         machine: looks at the machine, given the busy cores.
     """
 
@@ -89,7 +90,7 @@ class Residency:
                 queue_timeout=settings.queue_timeout,
             )
         )
-        self._spare = Spare(lambda wait: self._spawn(wait, None))
+        self._spare = Spare(self._spawn)
         self._known: dict[str, Known] = {}
         self._live: dict[int, Live] = {}
         self._waiting: dict[int, asyncio.Future[Live]] = {}
@@ -106,6 +107,8 @@ class Residency:
 
     async def __aenter__(self) -> Self:
         self._open = True
+        if self._logs is not None:
+            self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._meter.sample(())
         self._spawn_task(self._keep_time(), "clock")
         self._spawn_task(self._watch_load(), "load meter")
@@ -310,7 +313,9 @@ class Residency:
         worker = await self._spare.take(plan)
         self._spare_wait = plan.wait
         live.from_spare = worker is not None
-        live.worker = worker = worker or await self._spawn(plan.wait, self._log_file(known))
+        live.worker = worker = worker or await self._spawn(plan.wait)
+        if self._logs is not None:
+            worker.keep_log(_log_file(self._logs, known))
         if live.stop.is_set():
             return
         key = secrets.token_urlsafe(24)
@@ -372,18 +377,21 @@ class Residency:
         return threads.plan(known.model.info.bytes, machine, self._settings)
 
     async def _watch_load(self) -> None:
-        """Look at the load again and again; replace runners whose plan has long been another."""
         while True:
             await asyncio.sleep(SAMPLE)
-            self._meter.sample(self._pids())
-            now = self._clock()
-            for view in self._scheduler.models():
-                live = self._live.get(view.current or 0)
-                if live is None or live.plan is None or live.worker is None or view.coming:
-                    continue
-                wanted = self._plan(live.known, live.worker.pid)
-                if self._retune.observe(view.key, live.plan, wanted, now):
-                    self._post(partial(self._scheduler.on_replan, view.key))
+            self._review()
+
+    def _review(self) -> None:
+        """Look at the load; replace runners whose plan has for long been another."""
+        self._meter.sample(self._pids())
+        now = self._clock()
+        for view in self._scheduler.models():
+            live = self._live.get(view.current or 0)
+            if live is None or live.plan is None or live.worker is None or view.coming:
+                continue
+            wanted = self._plan(live.known, live.worker.pid)
+            if self._retune.observe(view.key, live.plan, wanted, now):
+                self._post(partial(self._scheduler.on_replan, view.key))
 
     def _refill(self) -> None:
         if self._open:
@@ -397,14 +405,8 @@ class Residency:
 
     # ------------------------------------------------------------ processes and tasks
 
-    async def _spawn(self, wait: threads.Wait, log: Path | None) -> Worker:
-        return await Worker.start(wait, environ=self._environ, log=log)
-
-    def _log_file(self, known: Known) -> Path | None:
-        if self._logs is None:
-            return None
-        name = "".join(c if c.isalnum() or c in "-." else "_" for c in known.model.name)[-80:]
-        return self._logs / f"{name}.{known.purpose}.log"
+    async def _spawn(self, wait: threads.Wait) -> Worker:
+        return await Worker.start(wait, environ=self._environ)
 
     def _pids(self) -> list[int]:
         return [live.worker.pid for live in self._live.values() if live.worker is not None]
@@ -414,6 +416,11 @@ class Residency:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _log_file(folder: Path, known: Known) -> Path:
+    name = "".join(c if c.isalnum() or c in "-." else "_" for c in known.model.name)[-80:]
+    return folder / f"{name}.{known.purpose}.log"
 
 
 def _is_named(name: str, pins: tuple[str, ...]) -> bool:

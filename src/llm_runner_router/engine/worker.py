@@ -59,9 +59,9 @@ class Report(Struct, frozen=True):
 class Worker:
     """A runner process. `await Worker.start(…)`, `await load(…)`, `await stop()`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, wait: Wait, log: Path | None) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, wait: Wait) -> None:
         self._process = process
-        self._log = log
+        self._log: Path | None = None
         self._lines: deque[str] = deque(maxlen=LINES)
         self._tasks: list[asyncio.Task[None]] = []
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
@@ -70,15 +70,12 @@ class Worker:
         """Parameters this build of the engine does not have."""
 
     @classmethod
-    async def start(
-        cls, wait: Wait, *, environ: Mapping[str, str], log: Path | None = None
-    ) -> Self:
+    async def start(cls, wait: Wait, *, environ: Mapping[str, str]) -> Self:
         """Start a process that imports the engine and waits for an order.
 
         Args:
             wait: how its threads will wait for each other; fixed from here on.
             environ: our environment; only harmless names are handed on.
-            log: file for the engine's log, written anew.
         """
         read, write = os.pipe()
         try:
@@ -102,7 +99,7 @@ class Worker:
             raise
         finally:
             os.close(write)
-        worker = cls(process, wait, log)
+        worker = cls(process, wait)
         worker._tasks = [
             asyncio.create_task(worker._read_log()),
             asyncio.create_task(worker._read_reports(read)),
@@ -118,6 +115,10 @@ class Worker:
     def is_alive(self) -> bool:
         """It has not ended, as far as is known."""
         return self._process.returncode is None
+
+    def keep_log(self, path: Path) -> None:
+        """Write the engine's log to `path` from now on; what was there goes."""
+        self._log = path
 
     async def load(self, params: Mapping[str, Any], timeout: float) -> str:
         """Send the order and wait for the model to be served; gives the address.
