@@ -48,8 +48,9 @@ def main() -> None:
         )
     except Exception as exc:  # whatever the engine raises is reported, and the process ends
         _tell(report, {"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
-        sys.stderr.flush()
-        os._exit(1)
+        # An orderly exit: the engine logs from a thread of its own, and what it has not written
+        # yet is the reason.
+        sys.exit(1)
     threading.Event().wait()
 
 

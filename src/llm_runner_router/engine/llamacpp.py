@@ -72,6 +72,8 @@ def parameters(
         "model_alias": {"set": [model.name]},
         "n_ctx": placement.context * placement.slots,
         "n_parallel": placement.slots,
+        # Whoever leaves while the prompt is read is noticed between two batches.
+        "n_batch": min(UBATCH, placement.context),
         "n_ubatch": min(UBATCH, placement.context),
         "ctx_shift": False,
         "fit_params": False,  # `fit.py` decided; the engine's own try costs a second allocation
