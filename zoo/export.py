@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from zoo import gguf_file, tokenizer
 from zoo.model import SHAPES
 from zoo.paths import CHECKPOINTS, MODELS, SHIPPED
+from zoo.train import Progress
 
 Weights = dict[str, torch.Tensor]
 
@@ -58,12 +59,12 @@ def weights_of(name: str) -> Weights:
         return load_file(MODELS / name / "model.safetensors")
     saved = torch.load(checkpoint, map_location="cpu")
     weights = {key: value.half() for key, value in saved["model"].items()}
-    spent = saved["progress"]
+    spent = Progress(**saved["progress"]).plus(Progress(**saved.get("earlier", {})))
     training = {
-        "minutes": round(spent["seconds"] / 60, 1),
-        "steps": spent["step"],
-        "examples": spent["examples"],
-        "tokens": spent["tokens"],
+        "minutes": round(spent.seconds / 60, 1),
+        "steps": spent.step,
+        "examples": spent.examples,
+        "tokens": spent.tokens,
     }
     write_hugging_face(name, weights, training)
     return weights

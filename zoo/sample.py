@@ -109,19 +109,28 @@ class Draw:
         """An item of a closed list from this side."""
         return self.one(_side(kind, items, self.split))
 
+    def listed(self, kind: str, items: tuple[str, ...], made_up: float = 0.5) -> str:
+        """An item of a list; while training, often a made-up word, so that copying is learned."""
+        if self.split == "train" and self.chance(made_up):
+            word = self.made_up()
+            if self.allowed(kind, word) and len(word) > 1:
+                return word
+        return self.from_list(kind, items)
+
     def made_up(self) -> str:
         """A pronounceable word, or one glued from random tokens, that is in no list."""
-        if self.pieces and self.chance(0.6):
-            return (self.one(self.pieces) + (self.one(self.pieces) if self.chance(0.5) else ""))[
-                :12
-            ]
+        if self.pieces and self.chance(0.7):
+            piece = self.one(self.pieces)
+            if self.chance(0.6) or not self.allowed("word", piece):
+                piece += self.one(self.pieces)
+            return piece[:12]
         syllables = "".join(
             self.one(vocab.ONSETS) + self.one(vocab.VOWELS)
             for _ in range(1 + int(self.chance(0.4)))
         )
         return syllables + (self.one(vocab.CODAS) if self.chance(0.7) else "")
 
-    def word(self, words: tuple[str, ...] = vocab.WORDS, made_up: float = 0.5) -> str:
+    def word(self, words: tuple[str, ...] = vocab.WORDS, made_up: float = 0.6) -> str:
         """A word; while training, often a made-up one, so that rules are learned and not lists."""
         if self.split == "train" and self.chance(made_up):
             word = self.made_up()
@@ -130,7 +139,7 @@ class Draw:
 
     def name(self) -> str:
         """A person's name."""
-        if self.split == "train" and self.chance(0.3):
+        if self.split == "train" and self.chance(0.5):
             name = self.made_up().capitalize()
             return name if self.allowed("name", name) and len(name) > 1 else self.name()
         return self.from_list("name", vocab.NAMES)

@@ -35,6 +35,15 @@ class Progress:
     examples: int = 0
     tokens: int = 0
 
+    def plus(self, other: Progress) -> Progress:
+        """Both together."""
+        return Progress(
+            self.step + other.step,
+            self.seconds + other.seconds,
+            self.examples + other.examples,
+            self.tokens + other.tokens,
+        )
+
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -50,6 +59,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evaluate-every", type=float, default=180.0, help="seconds")
+    parser.add_argument("--again", action="store_true", help="keep the weights, budget anew")
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint")
     return parser.parse_args(words)
 
@@ -85,7 +95,7 @@ def train_step(
     with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bf16):
         hidden = model.hidden(inputs).flatten(0, 1)[places]
         loss = F.cross_entropy(model.logits(hidden).float(), targets)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optim in optims:
         optim.step()
@@ -103,12 +113,18 @@ class Run:
         self.model = Llama(SHAPES[args.model]).to(args.device)
         self.optims = optimizers(self.model, args)
         self.progress = Progress()
+        self.earlier = Progress()
         if self.file.exists() and not args.fresh:
             saved = torch.load(self.file, map_location=args.device)
             self.model.load_state_dict(saved["model"])
             for optim, state in zip(self.optims, saved["optims"], strict=True):
                 optim.load_state_dict(state)
-            self.progress = Progress(**saved["progress"])
+            before = Progress(**saved["progress"])
+            self.earlier = Progress(**saved.get("earlier", {}))
+            if args.again:
+                self.earlier = self.earlier.plus(before)
+            else:
+                self.progress = before
 
     def save(self) -> None:
         """Write a checkpoint beside the old one, then replace it."""
@@ -118,6 +134,7 @@ class Run:
             "model": self.model.state_dict(),
             "optims": [optim.state_dict() for optim in self.optims],
             "progress": vars(self.progress),
+            "earlier": vars(self.earlier),
         }
         torch.save(state, part)
         os.replace(part, self.file)

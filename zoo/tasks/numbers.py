@@ -191,9 +191,8 @@ def comparison(draw: Draw) -> Sample:
     if a == b:
         kind = "compare"
     pattern = draw.phrase(_COMPARISON[kind])
-    sign = "=" if a == b else ">" if a > b else "<"
     conclusion = _concluded(kind, a, b)
-    answer = f"{a} {sign} {b}, so {conclusion}."
+    answer = f"{_compared(a, b)}, so {conclusion}."
     return Sample(
         "comparison",
         ask(pattern.format(a=a, b=b)),
@@ -202,6 +201,23 @@ def comparison(draw: Draw) -> Sample:
         values=() if small else (f"{a},{b}",),
         pattern=pattern,
     )
+
+
+def _sign(a: int, b: int) -> str:
+    return "=" if a == b else ">" if a > b else "<"
+
+
+def _compared(a: int, b: int) -> str:
+    """Place by place from the left, up to the first that differs."""
+    if a < 10 and b < 10:
+        return f"{a} {_sign(a, b)} {b}"
+    width = max(len(str(a)), len(str(b)))
+    steps = []
+    for left, right in zip(_places_padded(a, width), _places_padded(b, width), strict=True):
+        steps.append(f"{left} {_sign(left, right)} {right}")
+        if left != right:
+            break
+    return f"{', '.join(steps)}, so {a} {_sign(a, b)} {b}"
 
 
 def _concluded(kind: str, a: int, b: int) -> str:

@@ -217,8 +217,8 @@ def _story_check(wanted: tuple[str, ...]) -> Callable[[str], bool]:
 
 def story(draw: Draw) -> Sample:
     """Three or four sentences that mention what was asked for."""
-    name, place = draw.name(), draw.from_list("place", vocabulary.PLACES)
-    animal = draw.from_list("animal", vocabulary.ANIMALS)
+    name, place = draw.name(), draw.listed("place", vocabulary.PLACES)
+    animal = draw.listed("animal", vocabulary.ANIMALS)
     what, wanted = draw.one((
         ("a {a}", (animal,)),
         ("a {a} named {n}", (animal, name)),
