@@ -6,20 +6,20 @@ how anything is routed or run (`app.py` builds that). `sync.py` offers the same 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 import msgspec
-from msgspec import Struct
 
+from . import refs
+from .api_reply import Reply, Stream, ask
 from .api_request import Messages, Options, as_request
 from .app import App
 from .config import Auto, Config, Node, Objective
-from .deltas import Answer, Collector, collect
-from .errors import BadRequest
-from .types import Decision, Delta, EmbedRequest, Origin, Request, ToolCall, Trace, Usage
+from .errors import BadRequest, ConfigError
+from .types import Decision, EmbedRequest, Request
 
 STRATEGIES: dict[str, Objective] = {
     "balanced": "balanced",
@@ -35,122 +35,7 @@ STRATEGIES: dict[str, Objective] = {
 }
 """Names a router's `strategy` may have, and the objective each stands for."""
 
-_ROUTER = "router"  # name of the entry that stands for a router's own strategy
-
-
-class Reply(Struct, frozen=True):
-    """A whole answer and how it came about. `str(reply)` is the text of the first choice."""
-
-    text: str
-    model: str
-    """Who answered, as configured: for example `zoo:tiny-math`."""
-    finish: str | None
-    tool_calls: tuple[ToolCall, ...]
-    usage: Usage | None
-    cost: float | None
-    """US dollars; 0 for local models, None when the price or the usage is not known."""
-    decisions: tuple[Decision, ...]
-    """What each strategy chose and why, outermost first."""
-    answer: Answer
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def reason(self) -> str:
-        """The last decision's reason in words; empty when nothing had to be decided."""
-        return self.decisions[-1].reason if self.decisions else ""
-
-
-class Stream:
-    """Tokens as they come: `async for token in stream`, then `stream.reply`.
-
-    The work starts on entering or on the first token, and stops on leaving or at the end. Without
-    `async with`, a loop left early is closed by `await stream.aclose()`.
-    """
-
-    def __init__(self, app: App, request: Request, closing: AsyncExitStack | None = None) -> None:
-        self._app = app
-        self._request = request
-        self._stack = AsyncExitStack()
-        self._closing = closing
-        self._deltas: AsyncIterator[Delta] | None = None
-        self._collector = Collector()
-        self._trace: Trace | None = None
-        self._done = False
-
-    async def __aenter__(self) -> Self:
-        await self._open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._close(kind, error, trace)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            if self._deltas is None:
-                await self._open()
-            while True:
-                delta = await anext(self.deltas)
-                self._collector.add(delta)
-                if delta.text and delta.index == 0:
-                    return delta.text
-        except StopAsyncIteration:
-            await self._close(None, None, None)
-            raise
-        except BaseException as error:
-            await self._close(type(error), error, error.__traceback__)
-            raise
-
-    @property
-    def deltas(self) -> AsyncIterator[Delta]:
-        """The deltas themselves, for whoever needs more than text."""
-        if self._deltas is None:
-            raise BadRequest("the stream is not open", hint="use `async with stream:`")
-        return self._deltas
-
-    @property
-    def reply(self) -> Reply:
-        """What has arrived so far, added up."""
-        return _reply(self._collector.answer(), self._trace or Trace())
-
-    async def aclose(self) -> None:
-        """Stop the work; safe to call at any time and more than once."""
-        await self._close(None, None, None)
-
-    async def _open(self) -> None:
-        if self._done or self._deltas is not None:
-            return
-        await self._app.start()
-        call = self._app.start_call(session=self._request.user)
-        self._trace = call.trace
-        target = self._app.target(self._request.model)
-        self._deltas = await self._stack.enter_async_context(target.open(self._request, call))
-
-    async def _close(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._done:
-            return
-        self._done = True
-        try:
-            await self._stack.__aexit__(kind, error, trace)
-        finally:
-            if self._closing is not None:
-                await self._closing.aclose()
+_ROUTER = "<router>"  # name of the entry that stands for a router's own strategy
 
 
 class LLMRouter:
@@ -160,7 +45,8 @@ class LLMRouter:
         models: references (`zoo:tiny-math`, `openai/gpt-4o-mini`, `./a.gguf`), or a mapping of
             name to reference or `Node`. None means what the configuration serves.
         strategy: one of `STRATEGIES`, or `fallback` (in the given order) or `race`.
-        config: a whole `Config`; `models` is added to it.
+        config: a whole `Config`; `models` is added to it. None reads what `llmrr serve` would read:
+            `LLMRR_CONFIG`, `./llmrr.yaml`, the data folder, the environment.
 
     Raises:
         ConfigError: a reference or a strategy cannot be used.
@@ -173,7 +59,7 @@ class LLMRouter:
         *,
         config: Config | None = None,
     ) -> None:
-        config, self._default = _with_router(config or Config(), models, strategy)
+        config, self._default = _with_router(_configured(config), models, strategy)
         self._app = App(config, local_files=True)
         self._owned = AsyncExitStack()
         self._owned.push_async_callback(self._app.close)
@@ -222,14 +108,16 @@ class LLMRouter:
 
     async def _answer(self, request: Request) -> Reply:
         await self._app.start()
-        return await _ask(self._app, request)
+        return await ask(self._app, request)
 
     # -------------------------------------------------------------- one call, nothing kept
 
     @staticmethod
-    async def quick(prompt: str, **options: Unpack[Options]) -> Reply:
+    async def quick(
+        prompt: str, *, config: Config | None = None, **options: Unpack[Options]
+    ) -> Reply:
         """Answer one prompt with whatever fits it best, and leave nothing running."""
-        async with LLMRouter() as router:
+        async with LLMRouter(config=config) as router:
             return await router.complete(prompt, **options)
 
     @overload
@@ -238,6 +126,7 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: Literal[False] = False,
+        config: Config | None = ...,
         **options: Unpack[Options],
     ) -> Reply: ...
 
@@ -247,6 +136,7 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: Literal[True],
+        config: Config | None = ...,
         **options: Unpack[Options],
     ) -> Stream: ...
 
@@ -255,6 +145,7 @@ class LLMRouter:
         *,
         prompt: str | Messages,
         stream: bool = False,
+        config: Config | None = None,
         **options: Unpack[Options],
     ) -> Reply | Stream:
         """Answer with everything said: model, sampling, fallbacks, tools, cache, streaming.
@@ -264,7 +155,7 @@ class LLMRouter:
         of this process again (`router.complete(…, cache=True)` does the same within a router).
         """
         owned = AsyncExitStack()
-        router = await owned.enter_async_context(LLMRouter())
+        router = await owned.enter_async_context(LLMRouter(config=config))
         try:
             request = as_request(prompt, router._default, **options)
             if stream:
@@ -281,11 +172,11 @@ class LLMRouter:
         Raises:
             UnknownModel, ModelFileError, LoadFailed: with the file, the reason, the next step.
         """
-        app = App(config or Config(), local_files=True)
+        app = App(_configured(config), local_files=True)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(app.close)
             await app.start()
-            await app.admin.load(source)
+            await app.load(source, pin=True)
             return Model(app, source, stack.pop_all())
         raise AssertionError("unreachable: the stack suppresses nothing")
 
@@ -315,7 +206,7 @@ class Model:
 
     async def chat(self, messages: str | Messages, **options: Unpack[Options]) -> Reply:
         """Answer a conversation."""
-        return await _ask(self._app, as_request(messages, self.name, **options))
+        return await ask(self._app, as_request(messages, self.name, **options))
 
     async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """One vector per text."""
@@ -332,28 +223,6 @@ class Model:
             await self._app.admin.stop(self.name)
 
 
-async def _ask(app: App, request: Request) -> Reply:
-    call = app.start_call(session=request.user)
-    async with app.target(request.model).open(request, call) as deltas:
-        answer = await collect(deltas)
-    return _reply(answer, call.trace)
-
-
-def _reply(answer: Answer, trace: Trace) -> Reply:
-    first = answer.choices[0] if answer.choices else None
-    origin: Origin | None = answer.origin
-    return Reply(
-        text=answer.text,
-        model=origin.target if origin else "",
-        finish=first.finish if first else None,
-        tool_calls=first.tool_calls if first else (),
-        usage=answer.usage,
-        cost=origin.cost(answer.usage) if origin else None,
-        decisions=tuple(trace.decisions),
-        answer=answer,
-    )
-
-
 def _with_router(
     config: Config, models: Sequence[str] | Mapping[str, str | Node] | None, strategy: str
 ) -> tuple[Config, str]:
@@ -362,13 +231,13 @@ def _with_router(
     options = tuple(named)
     if strategy in ("fallback", "race"):
         if not options:
-            raise BadRequest(f"strategy {strategy!r} needs `models`")
+            raise ConfigError(f"strategy {strategy!r} needs `models`")
         node = Node(fallback=options) if strategy == "fallback" else Node(race=options)
     elif strategy in STRATEGIES:
         node = Node(auto=Auto(objective=STRATEGIES[strategy], models=options))
     else:
         known = ", ".join([*STRATEGIES, "fallback", "race"])
-        raise BadRequest(f"unknown strategy {strategy!r}", hint=f"one of: {known}")
+        raise ConfigError(f"unknown strategy {strategy!r}", hint=f"one of: {known}")
     entries: dict[str, Any] = {**config.models, **named, _ROUTER: node}
     return msgspec.structs.replace(config, models=entries), _ROUTER
 
@@ -376,6 +245,26 @@ def _with_router(
 def _named(models: Sequence[str] | Mapping[str, str | Node] | None) -> dict[str, str | Node]:
     if models is None:
         return {}
-    if isinstance(models, Mapping):
-        return dict(models)
-    return {ref: Node(target=ref) for ref in models}
+    if isinstance(models, str) or not models:
+        raise ConfigError(
+            f"`models` is {models!r}", hint='a list of references, for example ["zoo:tiny-math"]'
+        )
+    found: dict[str, str | Node]
+    found = dict(models) if isinstance(models, Mapping) else {r: Node(target=r) for r in models}
+    for name, node in found.items():
+        target = node if isinstance(node, str) else node.target
+        if target is not None:
+            try:
+                refs.parse(target)
+            except BadRequest as error:
+                raise ConfigError(f"model `{name}`: {error.message}", hint=error.hint) from error
+    return found
+
+
+def _configured(config: Config | None) -> Config:
+    """`config`, else what `llmrr serve` would read here: a file, the environment, or nothing."""
+    if config is not None:
+        return config
+    from . import config_load  # YAML is read only where there may be a file
+
+    return config_load.load(None, os.environ, {})

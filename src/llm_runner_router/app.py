@@ -11,9 +11,10 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from random import Random
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from msgspec import Struct
 
@@ -37,6 +38,14 @@ from .strategies.requested import RequestedFallbacks
 from .strategies.stats import LiveStats, TargetStats
 from .strategies.tasks import classify
 from .types import Call, Decision, Embedder, ModelCard, Request, Target
+
+
+class Closable(Protocol):
+    """Something that was opened in the name of an app."""
+
+    async def aclose(self) -> None:
+        """Stop its work; safe to repeat."""
+        ...
 
 
 class Status(Struct, frozen=True):
@@ -83,6 +92,9 @@ class App:
         self._keys: Keys | None = None
         self._life = AsyncExitStack()
         self._state = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.opened: WeakSet[Closable] = WeakSet()
+        """Streams of the library that are closed before everything else is."""
         self._changing = asyncio.Lock()
         self._born = clock()
         folder = self.home.records if config.record.enabled else None
@@ -117,24 +129,36 @@ class App:
         """
         async with self._changing:
             if self._state == "open":
+                self._check_loop()
                 return
             if self._state == "closed":
                 raise RunnerError("this router is closed", hint="make a new one")
             self._state = "open"
+            self._loop = asyncio.get_running_loop()
             self._life.callback(self._sink.close)
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)
         try:
-            await asyncio.gather(*(self._pin(name) for name in self.config.engine.pin))
+            await asyncio.gather(*(self.load(name, pin=True) for name in self.config.engine.pin))
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """Stop every runner, close every connection, write the last records. Safe to repeat."""
+        for one in list(self.opened):
+            with suppress(RunnerError):  # its reader is told; closing goes on
+                await one.aclose()
         async with self._changing:
             self._state = "closed"
             await self._life.aclose()
+
+    def _check_loop(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            raise RunnerError(
+                "this router belongs to another event loop",
+                hint="use it within one `asyncio.run`, or take `SyncLLMRouter`",
+            )
 
     # ------------------------------------------------------------ Gateway
 
@@ -229,18 +253,15 @@ class App:
         target = self._tree.find(request.model).target
         return target.decide(request) if isinstance(target, Auto) else None
 
-    async def load(self, name: str) -> Any:
-        """Load a local model and wait for it; its row of `ps`."""
+    async def load(self, name: str, *, pin: bool = False) -> Any:
+        """Load a local model and wait for it; its row of `ps`. `pin` keeps it loaded."""
         model = self._local(name)
-        await self.residency.load(model)
+        await self.residency.load(model, pin=pin)
         return next((row for row in self.ps() if row.name == model.name), None)
 
     async def stop(self, name: str) -> Any:
         """Unload a local model; whether it was loaded."""
         return {"model": name, "stopped": await self.residency.stop(self._local(name).name)}
-
-    async def _pin(self, name: str) -> None:
-        await self.residency.load(self._local(name), pin=True)
 
     def _local(self, name: str) -> LocalModel:
         entry = self._tree.find(name)

@@ -181,7 +181,7 @@ class Tree:
 
     def unknown(self, name: str, hint: str | None = None) -> UnknownModel:
         """The error for `name`, with the names that look most like it."""
-        known = [*self.names(), *AUTOS, *self._aliases]
+        known = [n for n in (*self.names(), *AUTOS, *self._aliases) if n != name]
         near = difflib.get_close_matches(name, [*known, *_bare(known)], n=3, cutoff=0.5)
         meant = " or ".join(f"`{n}`" for n in near)
         return UnknownModel(

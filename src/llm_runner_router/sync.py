@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
-from .api import LLMRouter, Model, Reply, Stream
+from .api import LLMRouter, Model
+from .api_reply import Reply, Stream
 from .api_request import Messages, Options
 from .config import Config, Node
+from .errors import RunnerError
 from .types import Decision
 
 T = TypeVar("T")
@@ -28,7 +30,15 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` on the loop; Ctrl-C here cancels it there."""
+        """Run `work` on the loop; Ctrl-C here cancels it there.
+
+        Raises:
+            RunnerError: the loop is closed, or this is its own thread, which would wait for itself.
+        """
+        if self.closed or threading.current_thread() is self._thread:
+            work.close()
+            what = "is closed" if self.closed else "cannot be used from inside itself"
+            raise RunnerError(f"this router {what}", hint="make a new one")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -36,9 +46,14 @@ class _Loop:
             future.cancel()
             raise
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._loop.is_closed()
+
     def close(self) -> None:
         """Stop the loop and join its thread; safe to call more than once."""
-        if self._loop.is_closed():
+        if self.closed:
             return
         self.run(self._loop.shutdown_asyncgens())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -78,6 +93,8 @@ class SyncStream:
     def close(self) -> None:
         """Stop the work; safe to call more than once."""
         finish, self._finish = self._finish, None
+        if self._loop.closed:
+            return
         try:
             self._loop.run(self._stream.aclose())
         finally:
@@ -110,7 +127,9 @@ class SyncLLMRouter:
         self.close()
 
     def close(self) -> None:
-        """Stop every runner, close every connection, end the thread."""
+        """Stop every runner, close every connection, end the thread. Safe to repeat."""
+        if self._loop.closed:
+            return
         try:
             self._loop.run(self._router.close())
         finally:
@@ -137,22 +156,26 @@ class SyncLLMRouter:
         return self._loop.run(self._router.explain(prompt, **options))
 
     @staticmethod
-    def quick(prompt: str, **options: Unpack[Options]) -> Reply:
+    def quick(prompt: str, *, config: Config | None = None, **options: Unpack[Options]) -> Reply:
         """Answer one prompt and leave nothing running."""
-        with SyncLLMRouter() as router:
+        with SyncLLMRouter(config=config) as router:
             return router.complete(prompt, **options)
 
     @staticmethod
     def advanced(
-        *, prompt: str | Messages, stream: bool = False, **options: Unpack[Options]
+        *,
+        prompt: str | Messages,
+        stream: bool = False,
+        config: Config | None = None,
+        **options: Unpack[Options],
     ) -> Reply | SyncStream:
         """Answer with everything said; with `stream=True` a `SyncStream`."""
         loop = _Loop()
         try:
             if stream:
-                opened = loop.run(LLMRouter.advanced(prompt=prompt, stream=True, **options))
-                return SyncStream(loop, opened, loop.close)
-            reply = loop.run(LLMRouter.advanced(prompt=prompt, **options))
+                opening = LLMRouter.advanced(prompt=prompt, stream=True, config=config, **options)
+                return SyncStream(loop, loop.run(opening), loop.close)
+            reply = loop.run(LLMRouter.advanced(prompt=prompt, config=config, **options))
         except BaseException:
             loop.close()
             raise
@@ -202,7 +225,7 @@ class SyncModel:
 
     def unload(self) -> None:
         """Give the memory back and end the thread; safe to call more than once."""
-        if self._loop._loop.is_closed():
+        if self._loop.closed:
             return
         try:
             self._loop.run(self._model.unload())

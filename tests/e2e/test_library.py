@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from llm_runner_router import LLMRouter, SyncLLMRouter
-from llm_runner_router.errors import BadRequest, ModelFileError, UnknownModel
+from llm_runner_router.api_reply import Reply
+from llm_runner_router.errors import BadRequest, ConfigError, ModelFileError, UnknownModel
 
 pytestmark = [pytest.mark.engine]
 
@@ -115,8 +116,35 @@ async def test_what_goes_wrong_says_what_to_do() -> None:
         await LLMRouter.load("zoo:tiny-maths")
     with pytest.raises(ModelFileError, match="missing"):
         await LLMRouter.load("./missing.gguf")
-    with pytest.raises(BadRequest, match="unknown strategy"):
+    with pytest.raises(ConfigError, match="unknown strategy"):
         LLMRouter(strategy="best")
     with pytest.raises(BadRequest, match="unknown option"):
         await LLMRouter.quick("hi", temprature=0)  # type: ignore[call-arg]  # that is the point
     assert runners() == []
+
+
+def test_a_stream_without_async_is_left_twice_without_harm() -> None:
+    advanced = SyncLLMRouter.advanced(prompt="7 + 5", model="zoo:tiny-math", stream=True)
+    assert not isinstance(advanced, Reply)
+    with advanced as stream:
+        assert "".join(stream)
+    stream.close()
+    assert runners() == []
+
+
+async def test_closing_a_router_closes_the_streams_that_were_left_open() -> None:
+    async with LLMRouter(models=["zoo:tiny-chat"]) as router:
+        stream = router.stream("Tell me a short story about a cat.")
+        async for _ in stream:
+            break
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert runners() == []
+
+
+async def test_deltas_feed_the_reply() -> None:
+    async with LLMRouter(models=["zoo:tiny-math"]) as router:
+        stream = router.stream("7 + 5", temperature=0)
+        texts = [delta.text async for delta in stream.deltas]
+    assert stream.reply.text == "".join(texts)
+    assert stream.reply.usage is not None
