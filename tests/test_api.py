@@ -50,8 +50,8 @@ async def test_it_reads_what_serve_would_read(
 async def test_a_name_that_means_nothing_is_not_suggested_to_itself() -> None:
     async with LLMRouter(models=["nowhere/x", "zoo:tiny-math"], config=BARE) as router:
         with pytest.raises(UnknownModel) as caught:
-            await router.complete("hi", model="tiny-mat")
-    assert "did you mean `zoo:tiny-math`" in caught.value.message
+            await router.complete("hi", model="nowhere/x")
+    assert "did you mean" not in caught.value.message, caught.value.message
 
 
 async def test_a_stream_that_cannot_be_opened_closes_its_router() -> None:

@@ -73,10 +73,14 @@ class _Corked:
         else:
             self._transport.write(data)
 
-    def close(self) -> None:
-        """Close, once everything is sent."""
+    def flush(self) -> None:
+        """Send a head that is held back: the response has no body."""
         if self._head is not None:
             self.write(b"")
+
+    def close(self) -> None:
+        """Close, once everything is sent."""
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -151,10 +155,25 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head, self._in_body, self._head_bytes = False, True, 0
         super().on_headers_complete()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field of the head; one after the body is dropped, or it would change the head."""
+        if not self._in_body:
+            super().on_header(name, value)
+            return
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self.transport.abort()
+
     def on_message_complete(self) -> None:
         """The body is there."""
-        self._in_body = False
+        self._in_body, self._head_bytes = False, 0
+        self._disarm()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is out, also one that is a head alone."""
+        cast(_Corked, self.transport).flush()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client is behind."""

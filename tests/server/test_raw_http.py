@@ -259,6 +259,26 @@ async def test_an_offer_of_another_protocol_is_ignored_and_the_body_is_read(chun
 # ---------------------------------------------------------------- heads
 
 
+async def test_a_head_request_is_answered_on_a_connection_that_stays() -> None:
+    async with served() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert parsed(head)[0] == 200
+        writer.close()
+
+
+async def test_fields_after_the_body_do_not_change_the_head() -> None:
+    chunked = b"%x\r\n%s\r\n0\r\n" % (len(CHAT), CHAT)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    async with served() as port:
+        answer = await talk(port, head + b"connection: close\r\n\r\n" + chunked + AUTH + b"\r\n")
+        assert parsed(answer)[0] == 401, "a key in a trailer is no key"
+        many = b"".join(b"x-%d: %s\r\n" % (i, b"y" * 1000) for i in range(200))
+        assert await talk(port, head + AUTH + b"\r\n" + chunked + many) == b"", "without bound"
+
+
 async def test_many_or_large_headers_are_refused() -> None:
     many = AUTH + b"".join(b"x-%d: y\r\n" % i for i in range(200))
     large = AUTH + b"x: " + b"y" * 70_000 + b"\r\n"

@@ -229,7 +229,12 @@ class HttpApp:
     ) -> None:
         wanted = exchange.text(b"x-llmrr-fallbacks")
         if wanted and not requests[0].fallbacks:
-            chain = names(wanted.split(","))[: openai_json.MAX_FALLBACKS]
+            chain = names(wanted.split(","))
+            if len(chain) > openai_json.MAX_FALLBACKS:
+                raise BadRequest(
+                    f"the header `x-llmrr-fallbacks` takes up to {openai_json.MAX_FALLBACKS} names",
+                    param="x-llmrr-fallbacks",
+                )
             requests = [msgspec.structs.replace(r, fallbacks=chain) for r in requests]
         request = requests[0]
         target = self.gateway.target(request.model)

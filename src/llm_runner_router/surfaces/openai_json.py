@@ -212,7 +212,8 @@ def check_model(model: str) -> None:
 def limit(name: str, value: int | None, low: int) -> None:
     """`value`, if given, is a sensible number of tokens."""
     if value is not None and not low <= value < 2**31:
-        raise BadRequest(f"{name!r} must be at least {low}, not {value}", param=name)
+        most = 2**31 - 1
+        raise BadRequest(f"{name!r} must be {low} to {most}, not {value}", param=name)
 
 
 # ---------------------------------------------------------------- writing
