@@ -143,9 +143,10 @@ class AppLeaves:
                 hint=f"add `providers: {{{provider[:100]}: {{base_url: …}}}}` to the configuration",
                 param="model",
             )
+        configure = f"`providers: {{{provider}: {{}}}}` in the configuration"
         return UnknownModel(
-            f"provider `{provider}` has no key",
-            hint=f"set {host.key_env}, or `providers.{provider}` in the configuration",
+            f"provider `{provider}` is not set up",
+            hint=f"set {host.key_env}, or {configure}" if host.key_env else f"put {configure}",
             param="model",
         )
 

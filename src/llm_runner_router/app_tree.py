@@ -169,24 +169,21 @@ class Tree:
             return self.find(zoo)
         if ref.kind == "name":
             raise self.unknown(name)
-        try:
-            entry = self._leaves.leaf(ref, str(ref), Node())
-        except UnknownModel as error:
-            raise self.unknown(name, error.hint) from error
+        entry = self._leaves.leaf(ref, str(ref), Node())
         self._passing[name] = entry
         if len(self._passing) > MAX_PASSING:
             _, old = self._passing.popitem(last=False)
             self._stats.forget(old.target.name)
         return entry
 
-    def unknown(self, name: str, hint: str | None = None) -> UnknownModel:
+    def unknown(self, name: str) -> UnknownModel:
         """The error for `name`, with the names that look most like it."""
         known = [n for n in (*self.names(), *AUTOS, *self._aliases) if n != name]
         near = difflib.get_close_matches(name, [*known, *_bare(known)], n=3, cutoff=0.5)
         meant = " or ".join(f"`{n}`" for n in near)
         return UnknownModel(
             f"there is no model {name[:200]!r}" + (f"; did you mean {meant}?" if near else ""),
-            hint=hint or "`llmrr ls` or GET /v1/models lists them all",
+            hint="`llmrr ls` or GET /v1/models lists them all",
             param="model",
         )
 

@@ -1,0 +1,144 @@
+"""From configuration to trees: which name means what, and what an unusable one says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_runner_router.app import App
+from llm_runner_router.app_tree import AUTOS, LISTED
+from llm_runner_router.config import Auto, Config, Node, Provider
+from llm_runner_router.errors import ConfigError, RunnerError, UnknownModel, Unsupported
+from llm_runner_router.strategies.fallback import Fallback
+from llm_runner_router.strategies.race import Race
+from llm_runner_router.strategies.sticky import Sticky
+from llm_runner_router.strategies.weighted import Weighted
+from llm_runner_router.types import Message, Price, Request
+
+UP = {"up": Provider(base_url="http://127.0.0.1:9/v1")}
+
+
+def app(
+    models: Mapping[str, str | Node] = {}, environ: Mapping[str, str] = {}, **settings: Any
+) -> App:
+    return App(Config(models=dict(models), providers=UP, **settings), environ=environ)
+
+
+def question(model: str) -> Request:
+    return Request(model=model, messages=(Message("user", "What is 12 + 30?"),))
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLMRR_HOME", str(tmp_path))
+
+
+def test_without_configuration_the_zoo_and_auto_are_served() -> None:
+    names = [card.name for card in app().cards()]
+    assert set(LISTED) <= set(names)
+    assert [n for n in names if n.startswith("zoo:")] == [n for n in names if n not in LISTED], (
+        "nothing else"
+    )
+    assert len(names) > len(LISTED)
+
+
+def test_every_spelling_of_auto_chooses() -> None:
+    made = app()
+    for name in AUTOS:
+        decision = made.explain(question(name))
+        assert decision is not None
+        assert decision.chosen.startswith("zoo:")
+    assert made.explain(question("zoo:tiny-math")) is None, "one model is no choice"
+
+
+def test_auto_takes_the_configured_models_and_not_the_demonstration() -> None:
+    decision = app({"a": "up/x", "b": "up/y"}).explain(question("auto"))
+    assert decision is not None
+    assert {c.name for c in decision.candidates} == {"a", "b"}
+    named = app({"mix": Node(auto=Auto(models=("zoo:tiny-math", "up/x")))})
+    decision = named.explain(question("mix"))
+    assert decision is not None
+    assert {c.name for c in decision.candidates} == {"zoo:tiny-math", "up/x"}
+
+
+def test_trees_have_the_shape_of_the_configuration() -> None:
+    made = app(
+        {
+            "a": "up/x",
+            "b": Node(target="up/y", aliases=("bee",), price=Price(1, 2), context=100),
+            "f": Node(fallback=("a", Node(race=("b", "zoo:tiny-chat")))),
+            "w": Node(weighted={"a": 1, "b": 3}),
+            "s": Node(weighted={"a": 1, "b": 3}, sticky="session"),
+        },
+        aliases={"short": "f"},
+    )
+    fallback = made._tree.find("short").target
+    assert isinstance(fallback, Fallback)
+    assert [t.name for t in fallback.targets] == ["a", "f[1]"]
+    assert isinstance(fallback.targets[1], Race)
+    assert isinstance(made._tree.find("w").target, Weighted)
+    assert isinstance(made._tree.find("s").target, Sticky)
+    card = made._tree.find("bee").card
+    assert (card.price, card.context) == (Price(1, 2), 100)
+    assert made._tree.find("bee").target is made._tree.find("b").target
+    assert made._tree.find("f").card.strategy == "fallback"
+
+
+def test_a_provider_needs_an_account() -> None:
+    with pytest.raises(UnknownModel, match="OPENAI_API_KEY"):
+        app().target("openai/gpt-4o-mini")
+    with_key = app(environ={"OPENAI_API_KEY": "sk-test-0123456789abcdef"})
+    assert with_key.target("openai/gpt-4o-mini").name == "openai/gpt-4o-mini"
+    with pytest.raises(UnknownModel, match=r"providers: \{ollama: \{\}\}"):
+        app().target("ollama/qwen3")
+    with pytest.raises(UnknownModel, match="no provider `nobody`"):
+        app().target("nobody/x")
+
+
+def test_names_from_clients_are_remembered_in_a_bounded_number() -> None:
+    made = app()
+    for i in range(600):
+        made.target(f"up/m{i}")
+    assert len(made._tree._passing) == 512
+
+
+def test_a_server_opens_no_file_by_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.gguf")
+    with pytest.raises(UnknownModel, match="files are not served by name"):
+        app().target(path)
+    with pytest.raises(RunnerError, match=r"a\.gguf"):
+        App(Config(), local_files=True).target(path)
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "kind", "words"),
+    [
+        ({"a": Node(fallback=("b",)), "b": Node(fallback=("a",))}, "a", ConfigError, "a → b → a"),
+        ({"a": Node()}, "a", ConfigError, "has no target"),
+        ({"a": Node(fallback=("zoo:tiny-maths",))}, "a", UnknownModel, "zoo:tiny-math"),
+        ({}, "tiny-maths", UnknownModel, "did you mean"),
+        ({}, "", UnknownModel, "not a model reference"),
+        ({}, "hf:org/repo", Unsupported, "downloading is not built in"),
+    ],
+)
+def test_what_cannot_be_built_says_why(
+    models: dict[str, str | Node], name: str, kind: type[RunnerError], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        app(models).target(name)
+
+
+def test_strategies_do_not_embed_and_remote_models_are_not_loaded() -> None:
+    with pytest.raises(Unsupported, match="`auto` cannot embed"):
+        app().embedder("auto")
+    with pytest.raises(Unsupported, match="it is a remote model"):
+        app()._local("up/x")
+
+
+def test_a_broken_entry_does_not_hide_the_others() -> None:
+    made = app({"bad": "file:/nowhere/a.gguf", "good": "up/x"})
+    assert "good" in [card.name for card in made.cards()]
+    assert "a.gguf" in made.status().broken["bad"]
