@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import traceback
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 import pytest
 
 from llm_runner_router.config import Secret
-from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.errors import (
     BadRequest,
     BadResponse,
@@ -30,21 +25,32 @@ from llm_runner_router.errors import (
 )
 from llm_runner_router.providers import remote
 from llm_runner_router.providers.hosts import Host, find
-from llm_runner_router.providers.http import HttpClient, Timeouts
+from llm_runner_router.providers.http import HttpClient
 from llm_runner_router.providers.remote import RemoteTarget
 from llm_runner_router.surfaces import openai_chat
 from llm_runner_router.testing import SITUATIONS, check_embedder, check_situation
 from llm_runner_router.types import (
-    Call,
     Embedder,
     EmbedRequest,
-    Message,
     Price,
     Request,
     Target,
     Usage,
 )
 
+from .asking import (
+    ASK,
+    ASK_WHOLE,
+    KEY,
+    SHORT,
+    a_call,
+    ask,
+    broken,
+    faulty,
+    hang,
+    head_then_hang,
+    target_for,
+)
 from .upstream import (
     WHOLE,
     Seen,
@@ -62,46 +68,12 @@ from .upstream import (
     Answer as Reply,
 )
 
-KEY = "sk-canary-7f3a9b2c4d5e6f708192a3b4c5d6e7f8"
-SHORT = Timeouts(connect=1, first_byte=0.1, idle=0.1)
-ASK = Request("asked", (Message("user", "hi"),), stream=True, include_usage=True)
-ASK_WHOLE = msgspec.structs.replace(ASK, stream=False)
-
-
-@asynccontextmanager
-async def target_for(answer: Reply, **facts: Any) -> AsyncIterator[tuple[RemoteTarget, Upstream]]:
-    async with Upstream(answer) as upstream, HttpClient() as client:
-        settings: dict[str, Any] = {
-            "name": "up/m",
-            "base_url": f"{upstream.url}/v1",
-            "model": "m",
-            "api_key": Secret(KEY),
-            "client": client,
-            **facts,
-        }
-        yield RemoteTarget(**settings), upstream
-
-
-def a_call(**fields: Any) -> Call:
-    return Call(**{"id": "req-1", "started": 0.0, **fields})
-
-
-async def ask(target: Target, request: Request = ASK, call: Call | None = None) -> Answer:
-    async with target.open(request, call or a_call()) as deltas:
-        return await collect(deltas)
-
 
 async def note(target: Target, texts: list[str]) -> None:
     """Read a stream and keep the texts that came before it failed."""
     async with target.open(ASK, a_call()) as deltas:
         async for delta in deltas:
             texts.append(delta.text)
-
-
-async def broken(target: Target, request: Request = ASK, call: Call | None = None) -> RunnerError:
-    with pytest.raises(RunnerError) as caught:
-        await ask(target, request, call)
-    return caught.value
 
 
 # ---------------------------------------------------------------- answers
@@ -303,26 +275,6 @@ async def test_nobody_listens() -> None:
         assert "up/m" in str(error)
 
 
-def faulty(events: list[bytes], then: str) -> Reply:
-    """Sends `events`, then closes, resets, hangs, or ends without `[DONE]`."""
-
-    async def answer(seen: Seen) -> None:
-        await seen.head()
-        for data in events:
-            await seen.chunk(data)
-        if then == "end":
-            await seen.end()
-        elif then == "close":
-            seen.close()
-        elif then == "reset":
-            await asyncio.sleep(0.01)  # a reset may overtake what was not read yet
-            seen.reset()
-        else:
-            await seen.gone()
-
-    return answer
-
-
 @pytest.mark.parametrize(
     ("then", "kind"),
     [
@@ -415,15 +367,6 @@ async def test_a_huge_error_body_is_not_read_whole() -> None:
 
 
 # ---------------------------------------------------------------- limits and leaving
-
-
-async def hang(seen: Seen) -> None:
-    await seen.gone()
-
-
-async def head_then_hang(seen: Seen) -> None:
-    await seen.head()
-    await seen.gone()
 
 
 @pytest.mark.parametrize("answer", [hang, head_then_hang])
@@ -537,90 +480,3 @@ async def test_embedding_failures(answer: Reply, kind: type[RunnerError]) -> Non
 
 
 # ---------------------------------------------------------------- the key
-
-
-def told(error: BaseException) -> str:
-    """Everything an error could show, its causes and contexts included."""
-    parts = ["".join(traceback.format_exception(error))]
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        exc = todo.pop()
-        if exc is None or id(exc) in seen:
-            continue
-        seen.add(id(exc))
-        parts += [repr(exc), str(exc), repr(exc.args), repr(vars(exc)), repr(exc.args)]
-        todo += [exc.__cause__, exc.__context__]
-    return "\n".join(parts)
-
-
-ECHO = json.dumps(
-    {
-        "error": {
-            "message": "x" * 980 + f" you sent {KEY} and Bearer {KEY}",
-            "code": KEY,
-            "type": KEY,
-            "param": f"headers.{KEY}",
-        }
-    }
-).encode()
-LEAKS: Mapping[str, Reply] = {
-    **{f"status {s}": reply(s, ECHO) for s in (400, 401, 403, 404, 408, 413, 422, 429, 500, 503)},
-    "status 200": reply(200, ECHO),
-    "plain text": reply(401, f"wrong key {KEY}".encode(), b"content-type: text/plain\r\n"),
-    "html": reply(401, f"<html><title>{KEY}</title></html>".encode()),
-    "redirect": reply(302, b"", f"location: http://x/{KEY}\r\n".encode()),
-    "in-band": stream([*WHOLE[:2], event(ECHO)]),
-    "finish": stream([event(chunk("", finish="error-" + KEY)), event({"message": KEY})]),
-    "bad events": stream([event(b'{"choices": "' + KEY.encode() + b'"}')] * 3),
-    "bad body": reply(200, b'{"choices": [{"index": "' + KEY.encode() + b'"}]}'),
-    "not HTTP": faulty([], "close"),
-    "reset": faulty(WHOLE[:2], "reset"),
-    "hang": hang,
-}
-
-
-async def garbage(seen: Seen) -> None:
-    await seen.send(f"HTTP/9.9 {KEY}\r\n{KEY}: {KEY}\r\n\r\n".encode())
-    seen.close()
-
-
-@pytest.mark.parametrize("request_", [ASK, ASK_WHOLE])
-@pytest.mark.parametrize("name", [*LEAKS, "garbage"])
-async def test_the_key_is_never_told(
-    name: str, request_: Request, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(0)
-    answer = LEAKS.get(name, garbage)
-    async with target_for(answer, headers={"X-Api-Token": f"t-{KEY}"}) as (target, _):
-        assert KEY not in repr(target) + str(target)
-        call = a_call(deadline=asyncio.get_running_loop().time() + 1)
-        error = await broken(target, request_, call)
-        text = told(error)
-        assert KEY not in text, f"the key is in: {text}"
-        assert KEY[:12] not in text, f"a part of the key is in: {text}"
-    assert KEY not in caplog.text
-
-
-async def test_the_key_is_not_told_when_nothing_answers() -> None:
-    async with closed_port() as port, HttpClient() as client:
-        target = RemoteTarget(
-            name="up/m",
-            base_url=f"http://127.0.0.1:{port}/v1",
-            model="m",
-            client=client,
-            api_key=Secret(KEY),
-        )
-        assert KEY not in told(await broken(target))
-
-
-async def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
-    with pytest.raises(ConfigError) as caught:
-        RemoteTarget(
-            name="t",
-            base_url="http://127.0.0.1/v1",
-            model="m",
-            client=HttpClient(),
-            api_key=Secret(KEY + "\nü"),
-        )
-    assert KEY not in told(caught.value)

@@ -1,7 +1,7 @@
 """A strict upstream for tests: a raw asyncio server that answers as it is told, faults included.
 
 It checks every byte of a request (framing, no pipelining) and notes what it saw; what it answers is
-a function of the test. Nothing here knows the client under test.
+a function of the test. Only `fetch` knows the client under test.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
+
+from llm_runner_router.providers.http import HttpClient
 
 Answer = Callable[["Seen"], Awaitable[None]]
 
@@ -100,8 +102,12 @@ class Upstream:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
+        # A connection that was just accepted appears in the loop's next turns, and an aborted
+        # transport is closed in them.
+        for _ in range(10):
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,8 +144,7 @@ class Upstream:
         except (AssertionError, ValueError, KeyError) as exc:
             self.problems.append(exc)
         finally:
-            writer.close()
-            self._writers.discard(writer)
+            writer.close()  # kept in the set: what it still wants to send may never be read
 
 
 @contextlib.contextmanager
@@ -263,3 +268,26 @@ def completion(text: str = "one two three") -> bytes:
 async def as_asked(seen: Seen) -> None:
     """A stream or a whole answer, as the request wants it."""
     await (stream() if seen.json.get("stream") else reply(200, completion()))(seen)
+
+
+async def chunk_then_hang(seen: Seen) -> None:
+    await seen.head()
+    await seen.chunk(b"first")
+    await seen.gone()
+
+
+def noting(answer: Answer) -> tuple[Answer, asyncio.Event, asyncio.Event]:
+    """`answer`, with events for when it was begun and when the client was seen to be gone."""
+    begun, gone = asyncio.Event(), asyncio.Event()
+
+    async def noted(seen: Seen) -> None:
+        begun.set()
+        await answer(seen)
+        gone.set()
+
+    return noted, begun, gone
+
+
+async def fetch(client: HttpClient, url: str, body: bytes = b"{}") -> bytes:
+    async with client.stream("POST", url, body=body) as response:
+        return await response.read(1 << 24)
