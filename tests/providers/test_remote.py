@@ -345,6 +345,56 @@ async def test_a_wrong_length() -> None:
         assert isinstance(await broken(target, ASK_WHOLE), StreamBroken)
 
 
+def comments(events: list[bytes]) -> Reply:
+    """`events`, then nothing but comments."""
+
+    async def answer(seen: Seen) -> None:
+        await seen.head()
+        for data in events:
+            await seen.chunk(data)
+        for _ in range(500):
+            await seen.chunk(b": still there\n\n")
+            await asyncio.sleep(0.02)
+
+    return answer
+
+
+async def test_comments_are_no_first_token() -> None:
+    async with target_for(comments([]), timeouts=SHORT) as (target, _):
+        error = await broken(target)
+    assert isinstance(error, UpstreamTimeout)
+    assert "only comments" in error.message
+
+
+async def test_a_runner_of_ours_may_comment_while_it_prepares() -> None:
+    call = a_call(deadline=asyncio.get_running_loop().time() + 0.4)
+    async with target_for(comments([]), timeouts=SHORT, local=True) as (target, _):
+        assert isinstance(await broken(target, ASK, call), DeadlineExceeded)
+
+
+async def test_comments_after_the_finish_do_not_hold_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "AFTER_FINISH", 0.1)
+    async with target_for(comments(WHOLE[:-1])) as (target, _):
+        assert (await ask(target)).text == "one two three"
+
+
+@pytest.mark.parametrize("index", [-3, 128])
+async def test_a_choice_nobody_asked_for(index: int) -> None:
+    odd = event({"choices": [{"index": index, "delta": {"content": "x"}}]})
+    async with target_for(stream([odd] * 3)) as (target, _):
+        assert isinstance(await broken(target), BadResponse)
+
+
+async def test_counts_are_never_below_zero() -> None:
+    details = {"cached_tokens": 9}
+    usage = {"prompt_tokens": -5, "completion_tokens": 3, "prompt_tokens_details": details}
+    events = [*WHOLE[:-2], event({"choices": [], "usage": usage}), WHOLE[-1]]
+    async with target_for(stream(events)) as (target, _):
+        assert (await ask(target)).usage == Usage(0, 3, 0, 0)
+
+
 async def test_an_endless_event(monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(seen: Seen) -> None:
         await seen.head()

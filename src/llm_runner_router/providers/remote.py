@@ -7,7 +7,9 @@ or a runner process's of our own.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import re
 import time
 from collections import deque
@@ -156,7 +158,10 @@ class RemoteTarget:
             if "html" in kind:
                 raise BadResponse("a web page came instead of a stream of events")
             reader = StreamReader(dialect, request.sampling.n, self._redact)
-            return _Stream(response, reader, self._origin, self._own)
+            # A runner of ours that prepares a long prompt says so with comments; a host that only
+            # comments may be asked for nothing but patience, which has its limit.
+            patience = math.inf if self._origin.local else self._timeouts.first_byte
+            return _Stream(response, reader, self._origin, self._own, patience)
         body = await response.read(MAX_BODY)
         deltas = self._parsed(lambda data: openai.parse_body(data, dialect), body)
         first = msgspec.structs.replace(deltas[0], origin=self._origin)
@@ -266,7 +271,16 @@ class _Ready:
 class _Stream:
     """Deltas as they arrive; several events of one network chunk are parsed in one go."""
 
-    __slots__ = ("_chunks", "_origin", "_own", "_pending", "_reader", "_response")
+    __slots__ = (
+        "_chunks",
+        "_clock",
+        "_origin",
+        "_own",
+        "_pending",
+        "_reader",
+        "_response",
+        "_until",
+    )
 
     def __init__(
         self,
@@ -274,7 +288,10 @@ class _Stream:
         reader: StreamReader,
         origin: Origin,
         own: Callable[[RunnerError], RunnerError],
+        patience: float,
     ) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._until = self._clock() + patience
         self._response = response
         self._chunks = response.chunks()
         self._reader = reader
@@ -305,6 +322,8 @@ class _Stream:
         if self._origin is not None:
             delta = msgspec.structs.replace(delta, origin=self._origin)
             self._origin = None
+            if not self._reader.finished:
+                self._until = math.inf
         return delta
 
     async def _more(self) -> None:
@@ -320,9 +339,20 @@ class _Stream:
             self._own(exc)
             raise
         else:
+            finished = reader.finished
             self._pending.extend(reader.feed(chunk))
-            if reader.finished:
+            if reader.finished and not finished:
                 self._response.limit_idle(AFTER_FINISH)
+                self._until = self._clock() + AFTER_FINISH
+            elif not self._pending and self._clock() >= self._until:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Only comments came, for too long: the end after a finish, a failure before."""
+        if self._reader.finished:
+            self._pending.extend(self._reader.end())
+            return
+        raise self._own(UpstreamTimeout("only comments came instead of the first token"))
 
 
 def _split(base_url: str | None, host: Host, model: str) -> tuple[str, str]:

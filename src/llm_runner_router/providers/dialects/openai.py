@@ -60,6 +60,9 @@ _FINISH: dict[str, Finish] = {
 
 _NONE = Raw(b"")
 
+MAX_CHOICES = 128
+"""Choices of one answer; more than any host offers. Each one costs memory while it grows."""
+
 
 class _Function(Struct, gc=False):
     name: str | None = None
@@ -217,6 +220,8 @@ def _delta(choice: _Choice, usage: Usage | None, timings: Raw | None, wire: Wire
         finish = _FINISH.get(reason.lower(), "stop")
         if finish == "error":
             raise UpstreamError(f"the upstream gave up with finish_reason {reason[:100]!r}")
+    if not 0 <= choice.index < MAX_CHOICES:
+        raise BadResponse(f"a choice with the index {choice.index}")
     content = piece.content
     reasoning = piece.reasoning_content
     if reasoning is None and type(piece.reasoning) is str:
@@ -285,13 +290,16 @@ def _usage(chunk: _Chunk) -> Usage | None:
         if chunk.x_groq is None or chunk.x_groq.usage is None:
             return None
         told = chunk.x_groq.usage
-    prompt, completion = told.prompt_tokens or 0, told.completion_tokens or 0
+    # A count below zero would be money back, and a part above its whole would be too.
+    prompt, completion = max(told.prompt_tokens or 0, 0), max(told.completion_tokens or 0, 0)
     details, spent = told.prompt_tokens_details, told.completion_tokens_details
     cached = (details.cached_tokens if details else None) or told.prompt_cache_hit_tokens or 0
     reasoning = (spent.reasoning_tokens if spent else None) or 0
     if reasoning and told.total_tokens == prompt + completion + reasoning:
         completion += reasoning  # xAI counts them beside the completion, and bills them
-    return Usage(prompt, completion, cached, reasoning)
+    return Usage(
+        prompt, completion, min(max(cached, 0), prompt), min(max(reasoning, 0), completion)
+    )
 
 
 # ---------------------------------------------------------------- embeddings
