@@ -146,6 +146,15 @@ async def test_racing_requests_load_once(math: LocalModel) -> None:
         assert row.served == 20
 
 
+async def test_a_spare_that_died_fails_nobody(math: LocalModel) -> None:
+    async with engines(spare=True, wait_policy="passive") as e:
+        await until(lambda: e.residency.spare_pid is not None)
+        os.kill(e.residency.spare_pid or 0, signal.SIGKILL)
+        assert (await e.answer(math, ask())).text
+        (row,) = e.residency.status()
+        assert (row.from_spare, row.failures) == (False, 0)
+
+
 async def test_the_spare_is_used_and_replaced(math: LocalModel) -> None:
     async with engines(spare=True, wait_policy="passive") as e:
         await e.residency.load(math)

@@ -168,6 +168,21 @@ def test_parts_of_a_split_file_must_be_there(tmp_path: Path) -> None:
     assert gguf.describe(first).bytes == first.stat().st_size + second.stat().st_size
 
 
+def test_a_sparse_file_buys_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.gguf"
+    many = pair("tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", STRING, 3_000_000))
+    path.write_bytes(build(pairs=(many,), data=0))
+    with path.open("r+b") as file:
+        file.truncate(30_000_000)
+    with pytest.raises(ModelFileError, match="3000000 strings"):
+        gguf.describe(path)
+    path.write_bytes(build(counts=(1, 10**6)))
+    with path.open("r+b") as file:
+        file.truncate(30_000_000)
+    with pytest.raises(ModelFileError, match="1000000 metadata entries"):
+        gguf.describe(path)
+
+
 def test_random_damage_never_escapes(write: Callable[[bytes], Path]) -> None:
     """Any bytes give facts or a ModelFileError, never another exception."""
     rng = random.Random(7)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from llm_runner_router.config import Engine
 from llm_runner_router.errors import (
     DeadlineExceeded,
@@ -321,7 +323,15 @@ class Residency:
         key = secrets.token_urlsafe(24)
         embed = known.purpose == "embed"
         wanted = llamacpp.parameters(known.model, plan, known.placement, key, embed=embed)
-        address = await worker.load(wanted, self._settings.load_timeout)
+        try:
+            address = await worker.load(wanted, self._settings.load_timeout)
+        except LoadFailed:
+            if not live.from_spare or worker.answered or live.stop.is_set():
+                raise
+            # The spare was dead before it read the order: that says nothing about the model.
+            live.from_spare = False
+            live.worker = worker = await self._spawn(plan.wait)
+            address = await worker.load(wanted, self._settings.load_timeout)
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
         live.endpoint = Endpoint(f"{address}/v1", key, known.model.name)
@@ -377,9 +387,16 @@ class Residency:
         return threads.plan(known.model.info.bytes, machine, self._settings)
 
     async def _watch_load(self) -> None:
+        failed = False
         while True:
             await asyncio.sleep(SAMPLE)
-            self._review()
+            try:
+                self._review()
+            except (OSError, ValueError, psutil.Error) as exc:
+                # What the machine says of itself could not be read; the plans stay as they are.
+                if not failed:
+                    _log.warning("cannot see how busy the machine is: %s", exc)
+                failed = True
 
     def _review(self) -> None:
         """Look at the load; replace runners whose plan has for long been another."""

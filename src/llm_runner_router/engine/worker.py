@@ -68,6 +68,8 @@ class Worker:
         self.wait: Wait = wait
         self.unknown: tuple[str, ...] = ()
         """Parameters this build of the engine does not have."""
+        self.answered = False
+        """It has said something about an order, or was given time for it in vain."""
 
     @classmethod
     async def start(cls, wait: Wait, *, environ: Mapping[str, str]) -> Self:
@@ -133,6 +135,7 @@ class Worker:
             async with asyncio.timeout(timeout):
                 stdin.write(msgspec.json.encode({"params": params}) + b"\n")
                 while (report := await self._reports.get()) is not None:
+                    self.answered = True
                     if report.event == "listening":
                         self.unknown = report.unknown
                         return report.address
@@ -141,6 +144,7 @@ class Worker:
                         raise self._load_failed(report.error)
                 await self.exited()
         except TimeoutError:
+            self.answered = True
             raise LoadFailed(
                 f"the model was not loaded within {timeout:g} s; the engine's last words: "
                 + (self.last_words() or "none"),

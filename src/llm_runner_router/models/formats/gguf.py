@@ -31,6 +31,12 @@ from .gguf_types import FORKS, KINDS
 
 MAGIC: Final = b"GGUF"
 MAX_STRING: Final = 16 * 1024 * 1024
+MAX_PAIRS: Final = 65_536
+MAX_TENSORS: Final = 262_144
+MAX_STRINGS: Final = 1_500_000
+"""Strings of all arrays together; the largest vocabularies have 0.3 million tokens, 0.5 of merges.
+A sparse file costs its maker nothing, so its size alone is no bound on what reading it may cost."""
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 MAX_ALIGNMENT: Final = 1024 * 1024
 MAX_DIMS: Final = 4
 MAX_KEPT: Final = 4096
@@ -130,6 +136,8 @@ class _Reader:
         self._data = data
         self._size = size
         self._at = 0
+        self._strings = 0
+        self._kept = 0
 
     def header(self) -> Header:
         magic = self._data[:4]
@@ -142,9 +150,9 @@ class _Reader:
             what = "a big-endian file" if swapped in (2, 3) else f"GGUF version {version}"
             raise _Bad(f"{what} is not supported, only versions 2 and 3 in little-endian order")
         tensors, pairs = self._number("Q"), self._number("Q")
-        self._room(pairs, 13, "metadata entries")
+        self._room(pairs, 13, "metadata entries", MAX_PAIRS)
         fields = dict(self._pairs(pairs))
-        self._room(tensors, 24, "tensors")
+        self._room(tensors, 24, "tensors", MAX_TENSORS)
         alignment = fields.get("general.alignment", 32)
         if (
             not isinstance(alignment, int)
@@ -181,6 +189,8 @@ class _Reader:
         kind, length = self._number("I"), self._number("Q")
         if kind == _STRING:
             self._room(length, 8, f"strings in `{key}`")
+            self._strings += length
+            self._room(self._strings, 0, "strings in arrays", MAX_STRINGS)
             for _ in range(length):
                 self._skip_string(key)
             return Skipped(kind, length)
@@ -218,10 +228,12 @@ class _Reader:
 
     # ------------------------------------------------------------ steps
 
-    def _room(self, count: int, least: int, what: str) -> None:
-        """Refuse a count that cannot fit into what is left, before looping over it."""
+    def _room(self, count: int, least: int, what: str, most: int | None = None) -> None:
+        """Refuse a count that is absurd or cannot fit into what is left, before looping over it."""
         if count * least > self._size - self._at:
             raise _Bad(f"it claims {count} {what}, more than the file can hold")
+        if most is not None and count > most:
+            raise _Bad(f"it claims {count} {what}, more than {most}")
 
     def _number(self, code: str) -> int:
         value = self._unpack(code)
@@ -251,6 +263,9 @@ class _Reader:
 
     def _string(self, what: str) -> str:
         start, end = self._skip_string(what)
+        self._kept += end - start
+        if self._kept > MAX_KEPT_BYTES:
+            raise _Bad(f"its metadata is larger than {MAX_KEPT_BYTES} bytes")
         return self._data[start:end].decode("utf-8", "replace")
 
 
