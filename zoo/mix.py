@@ -41,8 +41,8 @@ def diet(model: str) -> dict[str, float]:
 _SPECIAL: dict[str, dict[str, float]] = {
     "math": {"arithmetic": 4.0, "comparison": 2.0},
     "text": {
-        "reverse": 2.0, "spell": 1.5, "count_letters": 2.0, "uppercase": 1.5, "sort_words": 2.0,
-        "opposite": 1.0, "plural": 1.0,
+        "reverse": 1.2, "spell": 0.8, "count_letters": 1.2, "uppercase": 1.0, "sort_words": 4.0,
+        "opposite": 2.5, "plural": 2.5,
     },
     "chat": {"greeting": 1.0, "fact": 1.5, "story": 1.0},
 }  # fmt: skip

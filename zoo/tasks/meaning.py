@@ -56,8 +56,8 @@ def opposite(draw: Draw) -> Sample:
     """The opposite of a word."""
     pattern = draw.phrase(_OPPOSITE)
     values: tuple[str, ...] = ()
-    if draw.chance(0.35):
-        word = draw.from_list("un", knowledge.UN_WORDS)
+    if draw.chance(0.5):
+        word = draw.listed("un", knowledge.UN_WORDS, made_up=0.6)
         expected, values = "un" + word, (word,)
         if draw.chance(0.3):
             word, expected = expected, word
