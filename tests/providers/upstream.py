@@ -101,6 +101,12 @@ class Upstream:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # A connection whose accepting has begun is dropped unclosed by asyncio when the server
+        # closes before it got its transport; so stop listening, let those come in, then close.
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._server.close()
         # A connection that was just accepted appears in the loop's next turns, and an aborted
         # transport is closed in them.
