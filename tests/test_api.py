@@ -72,6 +72,7 @@ def test_a_router_belongs_to_one_loop() -> None:
         asyncio.run(router.complete("hi"))
     with pytest.raises(RunnerError, match="another event loop"):
         asyncio.run(router.complete("hi"))
+    asyncio.run(router.close())
 
 
 def test_without_async_closing_twice_is_fine_and_use_afterwards_is_told() -> None:

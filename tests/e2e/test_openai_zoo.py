@@ -178,7 +178,10 @@ def test_logprobs(client: OpenAI) -> None:
 def test_json_schema_is_kept_to(client: OpenAI) -> None:
     schema: Any = {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 200},
+        },
         "required": ["name", "age"],
         "additionalProperties": False,
     }

@@ -108,6 +108,10 @@ def chat(messages: tuple[Message, ...] = SUM, **sampling: object) -> Request:
     )
 
 
+TALE = (Message("user", "Tell me something about rivers, kings and the sea."),)
+"""Nothing the model was trained on, so that no token is certain and a draw can differ."""
+
+
 def hot(request: Request, seed: int) -> Request:
     """Drawn nearly at random, so that what holds does not hold by the model's habit."""
     sampling = Sampling(temperature=5.0, top_p=1.0, max_tokens=200, seed=seed)
@@ -153,17 +157,17 @@ def test_stop_words_do_not_appear(local: Local) -> None:
 
 def test_a_seed_repeats_and_another_does_not(local: Local) -> None:
     first, again, other = (
-        local.ask(chat(temperature=3.0, top_p=1.0, seed=seed)).text for seed in (7, 7, 8)
+        local.ask(chat(TALE, temperature=3.0, top_p=1.0, seed=seed)).text for seed in (7, 7, 8)
     )
     assert first == again != other
 
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_several_choices_also_more_than_slots(local: Local, count: int) -> None:
-    answer = local.ask(chat(n=count, temperature=3.0, top_p=1.0, seed=5))
+    answer = local.ask(chat(TALE, n=count, temperature=3.0, top_p=1.0, seed=5))
     assert [choice.index for choice in answer.choices] == list(range(count))
     assert len({choice.text for choice in answer.choices}) > 1
-    single = local.ask(chat(temperature=3.0, top_p=1.0, seed=6))
+    single = local.ask(chat(TALE, temperature=3.0, top_p=1.0, seed=6))
     assert answer.choices[1].text == single.text, "choice 1 draws with the next seed"
     assert answer.usage is not None
     assert single.usage is not None
