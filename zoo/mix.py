@@ -47,11 +47,11 @@ _SPECIAL: dict[str, dict[str, float]] = {
     "chat": {"greeting": 1.0, "fact": 1.5, "story": 1.0},
 }  # fmt: skip
 _GENERAL: dict[str, float] = {
-    "arithmetic": 3.5, "comparison": 3.0,
-    "reverse": 1.5, "spell": 1.0, "count_letters": 1.2, "uppercase": 1.3, "sort_words": 3.5,
-    "opposite": 1.5, "plural": 1.5,
-    "greeting": 0.4, "fact": 1.2, "story": 0.4,
-    "extract_json": 1.2, "tool_call": 2.0, "tool_result": 0.6,
+    "arithmetic": 4.5, "comparison": 1.5,
+    "reverse": 1.5, "spell": 1.0, "count_letters": 1.5, "uppercase": 1.0, "sort_words": 1.5,
+    "opposite": 0.8, "plural": 0.8,
+    "greeting": 0.5, "fact": 0.8, "story": 0.5,
+    "extract_json": 1.5, "tool_call": 1.5, "tool_result": 0.7,
 }  # fmt: skip
 
 
