@@ -25,6 +25,12 @@ DESCRIPTIONS = {
     "tiny-general": "Demonstration model: everything the specialists do, plus JSON and tools.",
 }
 
+ORIGINS = {
+    False: "Trained from nothing on one CPU core",
+    True: "Started from `tiny-math` and `tiny-text` side by side (`zoo/merge.py`; their training is "
+    "not counted here), then trained on one CPU core",
+}
+
 
 def parameters(name: str) -> int:
     """Number of weights, from the shape alone."""
@@ -66,6 +72,7 @@ def measured(name: str, count: int) -> dict[str, float]:
 def readme(entry: dict[str, Any]) -> str:
     """The model card people read."""
     shape, trained = SHAPES[entry["name"]], entry["trained"]
+    general = entry["name"] == "tiny-general"
     rows = "\n".join(
         f"| `{task}` | {'yes' if task in entry['own_tasks'] else 'no'} | {score:.1%} |"
         for task, score in entry["scores"].items()
@@ -82,7 +89,7 @@ pipeline_tag: text-generation
 - Llama architecture, {entry["parameters"]:,} parameters: {shape.num_hidden_layers} layers, width
   {shape.hidden_size}, {shape.num_attention_heads} heads ({shape.num_key_value_heads} for keys and
   values), {shape.vocab_size} tokens, context {entry["context"]}.
-- Trained from nothing on one CPU core: {trained["minutes"]} minutes,
+- {ORIGINS[general]}: {trained["minutes"]} minutes,
   {trained["examples"]:,} conversations, {trained["tokens"]:,} tokens, all made by the generators in
   `zoo/tasks`. No other data was used.
 - Files: F16 safetensors here; Q8_0 GGUF of {entry["bytes"] / 1e6:.2f} MB in the Python package.
