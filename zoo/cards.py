@@ -27,8 +27,8 @@ DESCRIPTIONS = {
 
 ORIGINS = {
     False: "Trained from nothing on one CPU core",
-    True: "Started from `tiny-math` and `tiny-text` side by side (`zoo/merge.py`; their training is "
-    "not counted here), then trained on one CPU core",
+    True: "Started from `tiny-math` and `tiny-text` side by side (`zoo/merge.py`; their training "
+    "is not counted here), then trained on one CPU core",
 }
 
 
