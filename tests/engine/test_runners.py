@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import msgspec
 import psutil
@@ -22,10 +23,12 @@ import pytest
 
 from llm_runner_router.config import Engine, Secret
 from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.engine import residency as residency_module
 from llm_runner_router.engine.devices import Machine
 from llm_runner_router.engine.live import Endpoint
 from llm_runner_router.engine.local import LocalTarget
 from llm_runner_router.engine.residency import Residency
+from llm_runner_router.engine.worker import Worker
 from llm_runner_router.errors import (
     DeadlineExceeded,
     LoadFailed,
@@ -146,13 +149,52 @@ async def test_racing_requests_load_once(math: LocalModel) -> None:
         assert row.served == 20
 
 
-async def test_a_spare_that_died_fails_nobody(math: LocalModel) -> None:
+async def test_a_spare_that_died_fails_nobody(
+    math: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = Worker.load, []
+
+    async def deadly(worker: Worker, *order: Any) -> str:
+        """The first process dies after it was taken and before it reads its order."""
+        loads.append(worker.pid)
+        if len(loads) == 1:
+            os.kill(worker.pid, signal.SIGKILL)
+        return await load(worker, *order)
+
+    monkeypatch.setattr(Worker, "load", deadly)
     async with engines(spare=True, wait_policy="passive") as e:
         await until(lambda: e.residency.spare_pid is not None)
-        os.kill(e.residency.spare_pid or 0, signal.SIGKILL)
         assert (await e.answer(math, ask())).text
         (row,) = e.residency.status()
         assert (row.from_spare, row.failures) == (False, 0)
+    assert len(loads) == 2
+
+
+async def test_only_whole_answers_count_as_served(math: LocalModel) -> None:
+    async with engines() as e:
+        await e.residency.load(math)
+        async with e.target(math).open(ask(), CALL) as deltas:
+            await anext(deltas)
+        assert [row.served for row in e.residency.status()] == [0]
+        await e.answer(math, ask())
+        assert [row.served for row in e.residency.status()] == [1]
+
+
+async def test_a_look_that_fails_does_not_end_the_looking(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def review(residency: Residency) -> None:
+        looks.append(len(looks))
+        if len(looks) < 3:
+            raise OSError("no /proc")
+
+    monkeypatch.setattr(residency_module, "SAMPLE", 0.001)
+    monkeypatch.setattr(Residency, "_review", review)
+    async with engines():
+        await until(lambda: len(looks) > 5)
+    assert caplog.text.count("cannot see how busy") == 1
 
 
 async def test_the_spare_is_used_and_replaced(math: LocalModel) -> None:

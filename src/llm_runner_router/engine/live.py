@@ -79,7 +79,11 @@ class Lease:
         self._live = live
         self.endpoint = endpoint
 
-    def served(self, tokens_per_second: float) -> None:
+    def finished(self) -> None:
+        """Tell that an answer is complete; a try that failed or was left is none."""
+        self._live.known.served += 1
+
+    def decoded(self, tokens_per_second: float) -> None:
         """Tell how fast an answer was decoded."""
         known = self._live.known
         before = known.speed if known.speed is not None else tokens_per_second

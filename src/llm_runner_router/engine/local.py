@@ -12,9 +12,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
 
-from llm_runner_router.deltas import prime
+from llm_runner_router.deltas import decode_speed, prime
 from llm_runner_router.errors import (
     ConnectFailed,
     ContextTooLong,
@@ -140,6 +139,7 @@ class LocalTarget:
                             raise ContextTooLong(exc.message, param="input") from exc
                         await _may_try_again(lease, exc, left)
                         continue
+                    lease.finished()
                     return self._checked(found, request)
         raise AssertionError("the loop returns or raises")
 
@@ -205,28 +205,20 @@ class _Answer:
     async def __anext__(self) -> Delta:
         try:
             delta = await anext(self._deltas)
+        except StopAsyncIteration:
+            self._lease.finished()
+            raise
         except UpstreamError as exc:
             crash = await self._lease.died()
             if crash is None:
                 raise
             crash.target = self._name
             raise crash from exc
-        if delta.timings is not None:
-            self._note(delta.timings)
+        speed = None if delta.timings is None else decode_speed(delta.timings)
+        if speed:
+            self._lease.decoded(speed)
         with _Named(self._name):
             return self._reader.read(delta)
-
-    def _note(self, timings: msgspec.Raw) -> None:
-        found = msgspec.json.decode(timings, type=_Timings)
-        if found.predicted_n > 1 and found.predicted_per_second > 0:
-            self._lease.served(found.predicted_per_second)
-
-
-class _Timings(Struct, frozen=True):
-    """What of llama-server's timings is of use here."""
-
-    predicted_n: int = 0
-    predicted_per_second: float = 0.0
 
 
 class _Reader:

@@ -167,7 +167,6 @@ class Residency:
             live = await self._granted(future, model, call)
             assert live.endpoint is not None
             yield Lease(live, live.endpoint)
-            known.served += 1
         finally:
             self._waiting.pop(ticket, None)
             self._post(partial(self._scheduler.on_cancel, ticket))
@@ -182,7 +181,6 @@ class Residency:
             self._know(model, "chat").pinned = True
         async with self.lease(model, "chat"):
             pass
-        self._know(model, "chat").served -= 1
 
     async def stop(self, name: str) -> bool:
         """Unload the model called `name`: at once, or after the requests it is answering.
@@ -315,9 +313,7 @@ class Residency:
         worker = await self._spare.take(plan)
         self._spare_wait = plan.wait
         live.from_spare = worker is not None
-        live.worker = worker = worker or await self._spawn(plan.wait)
-        if self._logs is not None:
-            worker.keep_log(_log_file(self._logs, known))
+        worker = self._owned(live, worker or await self._spawn(plan.wait))
         if live.stop.is_set():
             return
         key = secrets.token_urlsafe(24)
@@ -328,15 +324,25 @@ class Residency:
         except LoadFailed:
             if not live.from_spare or worker.answered or live.stop.is_set():
                 raise
-            # The spare was dead before it read the order: that says nothing about the model.
+            # The spare ended without a word: it was most likely dead before it read the order,
+            # which says nothing about the model.
             live.from_spare = False
-            live.worker = worker = await self._spawn(plan.wait)
+            worker = self._owned(live, await self._spawn(plan.wait))
+            if live.stop.is_set():
+                return
             address = await worker.load(wanted, self._settings.load_timeout)
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
         live.endpoint = Endpoint(f"{address}/v1", key, known.model.name)
         live.since = self._clock()
         live.load_seconds = live.since - began
+
+    def _owned(self, live: Live, worker: Worker) -> Worker:
+        """`worker`, now the process of `live`, with its log where logs go."""
+        live.worker = worker
+        if self._logs is not None:
+            worker.keep_log(_log_file(self._logs, live.known))
+        return worker
 
     async def _attend(self, live: Live) -> None:
         """Until the process ends or is to be stopped."""
@@ -392,6 +398,7 @@ class Residency:
             await asyncio.sleep(SAMPLE)
             try:
                 self._review()
+                failed = False
             except (OSError, ValueError, psutil.Error) as exc:
                 # What the machine says of itself could not be read; the plans stay as they are.
                 if not failed:
