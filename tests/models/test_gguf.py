@@ -183,6 +183,14 @@ def test_a_sparse_file_buys_no_time(tmp_path: Path) -> None:
         gguf.describe(path)
 
 
+def test_many_small_arrays_do_not_fill_the_memory(tmp_path: Path) -> None:
+    numbers = struct.pack("<IQ", U32, 4096) + bytes(4 * 4096)
+    path = tmp_path / "arrays.gguf"
+    path.write_bytes(build(pairs=tuple(pair(f"a{i}", ARRAY, numbers) for i in range(500))))
+    with pytest.raises(ModelFileError, match="its metadata takes more than"):
+        gguf.describe(path)
+
+
 def test_random_damage_never_escapes(write: Callable[[bytes], Path]) -> None:
     """Any bytes give facts or a ModelFileError, never another exception."""
     rng = random.Random(7)

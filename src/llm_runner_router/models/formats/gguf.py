@@ -37,6 +37,8 @@ MAX_STRINGS: Final = 1_500_000
 """Strings of all arrays together; the largest vocabularies have 0.3 million tokens, 0.5 of merges.
 A sparse file costs its maker nothing, so its size alone is no bound on what reading it may cost."""
 MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
+KEPT_NUMBER: Final = 40
+"""Bytes of a number and its place in a tuple, in CPython."""
 MAX_ALIGNMENT: Final = 1024 * 1024
 MAX_DIMS: Final = 4
 MAX_KEPT: Final = 4096
@@ -198,6 +200,7 @@ class _Reader:
             raise _Bad(f"`{key}` is an array of the type {kind}, which no array may hold")
         width = struct.calcsize("<" + _SCALARS[kind])
         self._room(length, width, f"numbers in `{key}`")
+        self._keep(min(length, MAX_KEPT) * KEPT_NUMBER)
         if length > MAX_KEPT:
             self._at += length * width
             return Skipped(kind, length)
@@ -227,6 +230,12 @@ class _Reader:
         return Tensor(name, shape, kind, offset, count // block * width)
 
     # ------------------------------------------------------------ steps
+
+    def _keep(self, size: int) -> None:
+        """Count what stays in memory, before it does."""
+        self._kept += size
+        if self._kept > MAX_KEPT_BYTES:
+            raise _Bad(f"its metadata takes more than {MAX_KEPT_BYTES} bytes")
 
     def _room(self, count: int, least: int, what: str, most: int | None = None) -> None:
         """Refuse a count that is absurd or cannot fit into what is left, before looping over it."""
@@ -263,9 +272,7 @@ class _Reader:
 
     def _string(self, what: str) -> str:
         start, end = self._skip_string(what)
-        self._kept += end - start
-        if self._kept > MAX_KEPT_BYTES:
-            raise _Bad(f"its metadata is larger than {MAX_KEPT_BYTES} bytes")
+        self._keep(end - start)
         return self._data[start:end].decode("utf-8", "replace")
 
 
