@@ -49,7 +49,7 @@ class Closable(Protocol):
 
 
 class Status(Struct, frozen=True):
-    """How the whole thing does, for `llmrr status` and dashboards."""
+    """How the whole thing does, for `/llmrr/status` and dashboards."""
 
     version: str
     uptime: float
