@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import lru_cache
+from time import monotonic
 from typing import Any, Literal, Self, Unpack, overload
 
 import msgspec
@@ -19,6 +21,7 @@ from .api_request import Messages, Options, as_request
 from .app import App
 from .config import Auto, Config, Node, Objective
 from .errors import BadRequest, ConfigError
+from .policy.cache import AnswerCache
 from .types import Decision, EmbedRequest, Request
 
 STRATEGIES: dict[str, Objective] = {
@@ -47,6 +50,7 @@ class LLMRouter:
         strategy: one of `STRATEGIES`, or `fallback` (in the given order) or `race`.
         config: a whole `Config`; `models` is added to it. None reads what `llmrr serve` would read:
             `LLMRR_CONFIG`, `./llmrr.yaml`, the data folder, the environment.
+        answers: where answers asked for with `cache=True` are kept; default is a cache of its own.
 
     Raises:
         ConfigError: a reference or a strategy cannot be used.
@@ -58,9 +62,10 @@ class LLMRouter:
         strategy: str = "balanced",
         *,
         config: Config | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         config, self._default = _with_router(_configured(config), models, strategy)
-        self._app = App(config, local_files=True)
+        self._app = App(config, local_files=True, answers=answers)
         self._owned = AsyncExitStack()
         self._owned.push_async_callback(self._app.close)
 
@@ -151,11 +156,13 @@ class LLMRouter:
         """Answer with everything said: model, sampling, fallbacks, tools, cache, streaming.
 
         With `stream=True` the result is a `Stream` that closes everything at its end; leave it
-        early through `async with` or `aclose()`. `cache=True` may give an equal earlier answer
-        of this process again (`router.complete(…, cache=True)` does the same within a router).
+        early through `async with` or `aclose()`. With `cache=True` an equal earlier answer of
+        `advanced` in this process, under an equal configuration, may be given again.
         """
+        config = _configured(config)
         owned = AsyncExitStack()
-        router = await owned.enter_async_context(LLMRouter(config=config))
+        made = LLMRouter(config=config, answers=_answers(msgspec.json.encode(config)))
+        router = await owned.enter_async_context(made)
         try:
             request = as_request(prompt, router._default, **options)
             if stream:
@@ -221,6 +228,12 @@ class Model:
             await owned.aclose()
         else:
             await self._app.admin.stop(self.name)
+
+
+@lru_cache(maxsize=8)
+def _answers(config: bytes) -> AnswerCache:
+    """The answers that calls with one configuration share, though each makes its own router."""
+    return AnswerCache(monotonic)
 
 
 def _with_router(

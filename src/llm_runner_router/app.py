@@ -71,6 +71,7 @@ class App:
         environ: where keys of providers are read.
         clock: monotonic seconds.
         rng: the source of chance.
+        answers: where answers are kept for equal requests; default is a cache of its own.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class App:
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
         rng: Random | None = None,
+        answers: AnswerCache | None = None,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -99,7 +101,7 @@ class App:
         self._born = clock()
         folder = self.home.records if config.record.enabled else None
         self._sink = FileSink(folder, keep_days=config.record.keep_days)
-        self._answers = AnswerCache(clock)
+        self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, Target] = {}
         self._leaves = AppLeaves(
             config,

@@ -47,6 +47,18 @@ async def test_advanced_streams_with_fallbacks() -> None:
     assert runners() == []
 
 
+async def test_advanced_gives_an_equal_answer_again_when_it_may() -> None:
+    asked = {"prompt": "Tell me a short story about a dog.", "model": "zoo:tiny-chat"}
+    drawn = {"temperature": 1.5, "seed": 3, "cache": True}
+    first = await LLMRouter.advanced(**asked, **drawn)  # type: ignore[call-overload]  # dicts of options
+    again = await LLMRouter.advanced(**asked, **drawn)  # type: ignore[call-overload]  # as above
+    other = await LLMRouter.advanced(**asked, **{**drawn, "cache": False})  # type: ignore[call-overload]  # as above
+    assert first.answer.timings is not None, "the engine was asked"
+    assert again.text == first.text
+    assert again.answer.timings is None, "nobody was asked"
+    assert other.answer.timings is not None
+
+
 async def test_a_stream_that_is_left_early_leaves_nothing() -> None:
     stream = await LLMRouter.advanced(
         prompt="Tell me a short story about a cat.", model="zoo:tiny-chat", stream=True

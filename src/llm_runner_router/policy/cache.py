@@ -8,6 +8,7 @@ cache serves wrong answers unless it is verified, so there is none here. Off unl
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,8 @@ from llm_runner_router.types import Call, Delta, Price, Request, Target, ToolCal
 
 class AnswerCache:
     """Answers by request digest: least recently used first out, bounded in bytes and in age.
+
+    Several event loops may share one: each step holds a lock for the moment it takes.
 
     Args:
         clock: monotonic seconds.
@@ -34,30 +37,33 @@ class AnswerCache:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._bytes = 0
+        self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, tuple[float, int, Answer]] = OrderedDict()
 
     def get(self, key: bytes) -> Answer | None:
         """The answer kept under `key`, unless it is too old."""
-        kept = self._kept.get(key)
-        if kept is None:
-            return None
-        if self._clock() - kept[0] > self._max_age:
-            self._drop(key)
-            return None
-        self._kept.move_to_end(key)
-        return kept[2]
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None:
+                return None
+            if self._clock() - kept[0] > self._max_age:
+                self._drop(key)
+                return None
+            self._kept.move_to_end(key)
+            return kept[2]
 
     def put(self, key: bytes, answer: Answer) -> None:
         """Keep `answer`; one larger than the whole cache is not kept."""
         size = len(msgspec.json.encode(answer))
         if size > self._max_bytes:
             return
-        if key in self._kept:
-            self._drop(key)
-        while self._bytes + size > self._max_bytes:
-            self._drop(next(iter(self._kept)))
-        self._kept[key] = (self._clock(), size, answer)
-        self._bytes += size
+        with self._lock:
+            if key in self._kept:
+                self._drop(key)
+            while self._bytes + size > self._max_bytes:
+                self._drop(next(iter(self._kept)))
+            self._kept[key] = (self._clock(), size, answer)
+            self._bytes += size
 
     def _drop(self, key: bytes) -> None:
         self._bytes -= self._kept.pop(key)[1]
