@@ -7,6 +7,7 @@ Knows: the shape of these facts. Does not know: how a file is read (`formats/`),
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ class ModelInfo(Struct, frozen=True):
     """Facts from a file's header. Zero or empty where the file does not say."""
 
     format: str
-    """Which format the file has: `gguf`."""
+    """Which format the file has: the name of its module in `formats/`."""
     architecture: str
     name: str = ""
     license: str = ""
@@ -42,6 +43,20 @@ class ModelInfo(Struct, frozen=True):
     value_length: int = 0
     vocabulary: int = 0
     chat_template: str | None = None
+    task: Literal["generate", "embed", "rerank"] = "generate"
+    """What the model is for."""
+    tokenizer: str = ""
+    """Kind of tokenizer: `bpe`, `spm`, `unigram`, `wordpiece`, `tiktoken`; with its pre-tokenizer's
+    name after a colon where the file says it."""
+    experts: int = 0
+    """Experts per layer of a mixture; zero for a dense model."""
+    experts_used: int = 0
+    window: int = 0
+    """Tokens of a sliding window of attention; zero for none."""
+    tied: bool = False
+    """The output shares its weights with the embedding."""
+    notes: tuple[str, ...] = ()
+    """What is unusual and an engine or a converter should know, in words."""
 
 
 class LocalModel(Struct, frozen=True):
@@ -50,5 +65,6 @@ class LocalModel(Struct, frozen=True):
     name: str
     """The canonical reference, for example `zoo:tiny-math` or `file:/models/a.gguf`."""
     path: Path
+    """The file, or the folder of a model of several files."""
     info: ModelInfo
     card: ModelCard

@@ -1,0 +1,1 @@
+"""One tokenizer object for every kind of vocabulary: text to token ids and back, no weights."""
