@@ -28,6 +28,8 @@ PURE = (
     "engine/evict.py",
     "engine/fit.py",
     "engine/threads.py",
+    "engine/adapting.py",
+    "engine/llamacpp.py",
     "strategies/choose.py",
     "strategies/failures.py",
     "strategies/pick.py",

@@ -25,6 +25,7 @@ _HOMES = {
     "Answer": "deltas",
     "Config": "config",
     "RunnerError": "errors",
+    "EngineSelector": "engine.select",
 }
 
 __all__ = [*_HOMES, "__version__"]
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .api import Model as Model
     from .config import Config as Config
     from .deltas import Answer as Answer
+    from .engine.select import EngineSelector as EngineSelector
     from .errors import RunnerError as RunnerError
     from .sync import SyncLLMRouter as SyncLLMRouter
     from .sync import SyncModel as SyncModel

@@ -29,7 +29,7 @@ def load(kind: str, name: str) -> Any:
         ConfigError: no such name (with the nearest ones), or it cannot be imported.
     """
     file = name.replace("-", "_")
-    if file in _own(kind):
+    if file in own(kind):
         return _imported(f"{_ROOT}.{kind}.{file}", kind, name)
     # Loading the machinery of entry points takes longer than most of our modules.
     from importlib.metadata import entry_points
@@ -57,11 +57,15 @@ def names(kind: str) -> list[str]:
     """
     from importlib.metadata import entry_points
 
-    return sorted({*_own(kind), *(p.name for p in entry_points(group=f"{_ROOT}.{kind}"))})
+    return sorted({*own(kind), *(p.name for p in entry_points(group=f"{_ROOT}.{kind}"))})
 
 
-def _own(kind: str) -> set[str]:
-    """Names of the public modules in our folder of that kind."""
+def own(kind: str) -> set[str]:
+    """Names of the public modules in our folder of that kind.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
     try:
         spec = find_spec(f"{_ROOT}.{kind}")
     except ModuleNotFoundError:

@@ -10,6 +10,7 @@ import pytest
 from msgspec import Raw
 
 from llm_runner_router.engine import fit, llamacpp
+from llm_runner_router.engine.base import Adapted
 from llm_runner_router.engine.threads import CpuPlan
 from llm_runner_router.errors import BadRequest, RunnerError, Unsupported
 from llm_runner_router.models.info import LocalModel
@@ -42,7 +43,7 @@ def no_template(model: LocalModel) -> LocalModel:
     return msgspec.structs.replace(model, info=info)
 
 
-def grammar_of(adapted: llamacpp.Adapted) -> dict[str, Any]:
+def grammar_of(adapted: Adapted) -> dict[str, Any]:
     text = msgspec.json.decode(adapted.request.extra["grammar"], type=str)
     assert text.startswith("%llguidance {}\n")
     found: dict[str, Any] = msgspec.json.decode(text[text.index("%json ") + 6 :])

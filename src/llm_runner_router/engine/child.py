@@ -1,26 +1,32 @@
 """The runner process: loads one model and serves it on a private address until its parent goes.
 
-Started by `worker.py` as `python -m llm_runner_router.engine.child REPORT PARENT`. Knows: the
-engine's Python module. Does not know: models, configuration, routing; it does what the order says.
+Started by `worker.py` as `python -m llm_runner_router.engine.child REPORT PARENT RUNNER`. Knows:
+how to live and die with the parent. Does not know: engines, models, configuration, routing; `serve`
+of the module RUNNER does what the order says.
 
     argv    REPORT   file descriptor for reports, one JSON object per line:
                      {"event": "ready"}, then {"event": "listening", "address", "unknown"}
                      or {"event": "failed", "error"}
             PARENT   process id of the parent
-    stdin   one line: the order {"params": {…}}; then it stays open while the parent lives
+            RUNNER   full name of the engine's module with `serve(order, tell)`; a function
+                     `leave()` in it is called before the process ends with its parent
+    stdin   one line: the order; then it stays open while the parent lives
     stdout  goes to stderr, where the engine logs
 
 As few imports as possible: this is on the way of every cold load. Nothing else of the package may
-be imported here.
+be imported here. An engine whose threads are set by its environment imports it in `serve`: the
+order's `env` is set by then.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -33,50 +39,22 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
     os.dup2(2, 1)
-    import xllamacpp
-
+    runner = importlib.import_module(sys.argv[3])
     _tell(report, {"event": "ready"})
     line = _read_line()
     if not line:
         return
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    leave = getattr(runner, "leave", None)
+    threading.Thread(target=_watch_parent, args=(leave,), daemon=True).start()
     try:
-        params, unknown = build_params(xllamacpp, json.loads(line)["params"])
-        server = xllamacpp.Server(params)
-        _tell(
-            report, {"event": "listening", "address": server.listening_address, "unknown": unknown}
-        )
+        order = json.loads(line)
+        os.environ.update(order.get("env", {}))
+        runner.serve(order, lambda message: _tell(report, message))
     except Exception as exc:  # whatever the engine raises is reported, and the process ends
         _tell(report, {"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
         # An orderly exit: the engine logs from a thread of its own, and what it has not written
         # yet is the reason.
         sys.exit(1)
-    threading.Event().wait()
-
-
-def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The engine's parameters from dotted names; also those names it does not have.
-
-    The engine's names change between monthly releases without notice, so each is checked. A value
-    `{"enum": [TYPE, NAME]}` names a member of one of its enumerations; `{"set": […]}` is a set.
-    """
-    params = module.CommonParams()
-    unknown: list[str] = []
-    for name, value in wanted.items():
-        *path, last = name.split(".")
-        holder = params
-        for step in path:
-            holder = getattr(holder, step, None)
-        if holder is None or not hasattr(holder, last):
-            unknown.append(name)
-            continue
-        if isinstance(value, dict) and "enum" in value:
-            kind, member = value["enum"]
-            value = getattr(getattr(module, kind), member)
-        elif isinstance(value, dict) and "set" in value:
-            value = set(value["set"])
-        setattr(holder, last, value)
-    return params, unknown
 
 
 def _die_with(parent: int) -> None:
@@ -100,11 +78,13 @@ def _read_line() -> bytes:
     return bytes(line)
 
 
-def _watch_parent() -> None:
+def _watch_parent(leave: Callable[[], None] | None) -> None:
     """Wait until stdin closes, then leave at once; the kernel frees everything."""
     try:
         while os.read(0, 4096):
             pass
+        if leave is not None:
+            leave()
     finally:
         os._exit(0)
 

@@ -6,19 +6,18 @@ Mutable bookkeeping of `residency.py`, which alone writes it; `Lease` is what ot
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
 
 from msgspec import Struct
 
 from llm_runner_router.errors import RunnerCrashed
 from llm_runner_router.models.info import LocalModel
 
+from .base import Engine
+from .base import Purpose as Purpose
 from .effects import Need
 from .fit import Placement
 from .threads import CpuPlan
 from .worker import Worker
-
-Purpose = Literal["chat", "embed"]
 
 GONE = 1.0
 """Seconds to wait for a process whose connection broke to be seen as dead."""
@@ -38,9 +37,15 @@ class Known:
     """A model and purpose that was asked for, and what is remembered of it."""
 
     def __init__(
-        self, model: LocalModel, purpose: Purpose, placement: Placement, pinned: bool
+        self,
+        model: LocalModel,
+        purpose: Purpose,
+        engine: Engine,
+        placement: Placement,
+        pinned: bool,
     ) -> None:
         self.model = model
+        self.engine = engine
         self.purpose = purpose
         self.placement = placement
         self.pinned = pinned

@@ -24,23 +24,39 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from llm_runner_router.errors import BadRequest, Unsupported
-from llm_runner_router.models.info import LocalModel
-from llm_runner_router.types import (
-    AudioPart,
-    ImagePart,
-    Message,
-    Request,
-    RequestWire,
-    ResponseFormat,
-    Sampling,
-    Tool,
-)
+from llm_runner_router.errors import BadRequest
+from llm_runner_router.models.info import LocalModel, ModelInfo
+from llm_runner_router.types import Request, ResponseFormat, Tool
 
+from . import fit
+from .adapting import check, plain, sampled, spliced
+from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
+from .devices import Machine
 from .fit import UBATCH, Placement
 from .threads import CpuPlan
+
+NAME = "llamacpp"
+EXTRA: str | None = None
+NEEDS: tuple[str, ...] = ("xllamacpp",)
+RUNNER = f"{RUNNERS}.llamacpp"
+FEATURES: frozenset[Feature] = frozenset(
+    (
+        "stop",
+        "seed",
+        "penalties",
+        "logprobs",
+        "json_schema",
+        "grammar",
+        "tools",
+        "embed",
+        "prompt_cache",
+        "batch",
+    )
+)
+FOREIGN_TYPES = ("I2_S", "TL1", "TL2")
+"""Types of BitNet's own fork of the engine, under numbers that mean something else here."""
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """White space as Python's `json.dumps` writes it, which is what most training data has."""
@@ -50,17 +66,28 @@ CALL_TAG = "<tool_call>"
 _encode = msgspec.json.Encoder().encode
 
 
-class Adapted(Struct, frozen=True):
-    """A request as this engine wants it, and how to read the answer."""
+def can_run(info: ModelInfo, machine: Machine) -> Verdict:
+    """GGUF files, and only those."""
+    if info.format != "gguf":
+        return Verdict(NAME, 0.0, f"reads GGUF, not {info.format}")
+    foreign = [name for name in FOREIGN_TYPES if name in info.types]
+    if foreign:
+        return Verdict(NAME, 0.0, f"does not know weights of the type {foreign[0]}")
+    return Verdict(NAME, 1.0, "reads GGUF as it is")
 
-    request: Request
-    calls: bool = False
-    """The text of the answer is one forced tool call."""
-    bare_logprobs: bool = False
-    """Alternatives to the tokens were not asked for."""
-    starts: str = ""
-    """Characters the answer may start with, white space aside; empty is any. A grammar that the
-    engine could not compile is silently ignored by it, which shows here."""
+
+def place(
+    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
+) -> Placement:
+    """See `fit.place`, which measures this engine."""
+    return fit.place(info, slots=slots, context=context, budget=budget, embed=embed)
+
+
+def order(
+    model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, purpose: Purpose
+) -> dict[str, Any]:
+    """The parameters, by dotted name; `runners/llamacpp.py` sets them."""
+    return {"params": parameters(model, plan, placement, api_key, embed=purpose == "embed")}
 
 
 def parameters(
@@ -113,13 +140,13 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
         BadRequest: something in it that no engine could use, with its path.
         Unsupported: something this engine cannot do.
     """
-    _check(request, model)
-    request = _plain(request)
+    check(request, model)
+    request = plain(request)
     sampling = request.sampling
     bare = sampling.logprobs and not sampling.top_logprobs
     if bare:
         name = "top_logprobs" if request.prompt is None else "logprobs"
-        request = _sampled(request, {name: Raw(b"1")}, top_logprobs=1)
+        request = sampled(request, {name: Raw(b"1")}, top_logprobs=1)
     adapted = Adapted(request)
     wanted = request.response_format
     if request.tools and _forced(request):
@@ -127,68 +154,6 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
     elif wanted is not None and wanted.type != "text" and not request.tools:
         adapted = _force_json(request, wanted)
     return msgspec.structs.replace(adapted, bare_logprobs=bare)
-
-
-def _check(request: Request, model: LocalModel) -> None:
-    if request.suffix:
-        raise Unsupported(f"`{model.name}` cannot fill in text before a `suffix`", param="suffix")
-    for i, message in enumerate(request.messages):
-        _check_message(message, f"messages[{i}]", model)
-    if request.tool_choice and request.tool_choice.startswith("function:"):
-        name = request.tool_choice.removeprefix("function:")
-        if all(tool.name != name for tool in request.tools):
-            raise BadRequest(
-                f"`tool_choice` names {name!r}, which is not among `tools`", param="tool_choice"
-            )
-    if request.tool_choice == "required" and not request.tools:
-        raise BadRequest("`tool_choice` is `required`, but there are no `tools`", param="tools")
-
-
-def _check_message(message: Message, path: str, model: LocalModel) -> None:
-    if isinstance(message.content, tuple):
-        for k, part in enumerate(message.content):
-            if isinstance(part, ImagePart | AudioPart):
-                kind = "images" if isinstance(part, ImagePart) else "sound"
-                raise Unsupported(
-                    f"`{model.name}` does not take {kind}",
-                    param=f"{path}.content[{k}]",
-                    hint="ask a model that does, see `llmrr ls`",
-                )
-    for k, call in enumerate(message.tool_calls):
-        try:
-            msgspec.json.decode(call.arguments or "{}")
-        except msgspec.DecodeError as exc:
-            raise BadRequest(
-                f"the arguments of {call.name!r} are not JSON: {exc}",
-                param=f"{path}.tool_calls[{k}].function.arguments",
-            ) from exc
-
-
-def _plain(request: Request) -> Request:
-    """Streamed, one choice, with usage; the client's own fields stay where they are equal."""
-    changed = request.sampling.n != 1 or request.echo
-    request = msgspec.structs.replace(request, stream=True, include_usage=True, echo=False)
-    return _sampled(request, {}, n=1) if changed else request
-
-
-def _sampled(request: Request, fields: dict[str, Raw], **changes: Any) -> Request:
-    """With other sampling, and the client's bytes with other `fields`."""
-    sampling: Sampling = msgspec.structs.replace(request.sampling, **changes)
-    request = msgspec.structs.replace(request, sampling=sampling)
-    if request.wire is None:
-        return request
-    return _spliced(request, fields, ("n", "best_of", "echo"))
-
-
-def _spliced(request: Request, put: dict[str, Raw], drop: tuple[str, ...] = ()) -> Request:
-    """`put` replaces and `drop` removes fields, in the client's bytes or in the extras."""
-    wire = request.wire
-    if wire is None:
-        extra = {k: v for k, v in request.extra.items() if k not in drop} | put
-        return msgspec.structs.replace(request, extra=extra)
-    fields = {k: v for k, v in wire.fields.items() if k not in drop} | put
-    wire = RequestWire(dialect=wire.dialect, fields=fields)
-    return msgspec.structs.replace(request, wire=wire)
 
 
 # ---------------------------------------------------------------- JSON
@@ -200,7 +165,7 @@ def _force_json(request: Request, wanted: ResponseFormat) -> Adapted:
         schema = _decoded(wanted.schema, "response_format.json_schema.schema")
     grammar = "%llguidance {}\nstart: %json " + _text(schema | {"x-guidance": SPACING})
     request = msgspec.structs.replace(request, response_format=None)
-    request = _spliced(request, {"grammar": Raw(_encode(grammar))}, ("response_format",))
+    request = spliced(request, {"grammar": Raw(_encode(grammar))}, ("response_format",))
     starts = "{" if schema.get("type") == "object" else ""
     return Adapted(request, starts=starts)
 
@@ -248,13 +213,13 @@ def _force_call(request: Request, model: LocalModel) -> Adapted:
         tools = [{"type": "function", "function": _function(t)} for t in request.tools]
         put = {"grammar": grammar, "chat_template_kwargs": {"tools": tools}}
         fields = {key: Raw(_encode(value)) for key, value in put.items()}
-        return Adapted(_spliced(bare, fields, drop), calls=True, starts="<")
+        return Adapted(spliced(bare, fields, drop), calls=True, starts="<")
     wanted = ResponseFormat("json_schema", Raw(_encode(schema)), "call")
     form = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
     request = msgspec.structs.replace(request, tool_choice="none", response_format=wanted)
     if request.wire is not None:
         fields = {"tool_choice": Raw(b'"none"'), "response_format": Raw(_encode(form))}
-        request = _spliced(request, fields)
+        request = spliced(request, fields)
     return Adapted(request, calls=True, starts="{")
 
 

@@ -1,7 +1,7 @@
 """A local model as a `Target`: it leases a slot of a runner, asks it, and reads the answer.
 
-Knows: leases, this engine's ways (`llamacpp.py`), what a dead runner means. Does not know: HTTP or
-any dialect; `connect` gives a target for a runner's private address.
+Knows: leases, how engines want requests (`base.py`), what a dead runner means. Does not know: HTTP
+or any dialect; `connect` gives a target for a runner's private address.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llm_runner_router.types import (
     Target,
 )
 
-from . import llamacpp
+from .base import Adapted
 from .calls import CallReader
 from .fanout import choices
 from .live import GONE, Endpoint, Lease
@@ -103,7 +103,7 @@ class LocalTarget:
     @asynccontextmanager
     async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
         with _Named(self._name):
-            adapted = llamacpp.adapt(request, self._model)
+            adapted = self._residency.engine(self._model).adapt(request, self._model)
         for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
@@ -224,7 +224,7 @@ class _Answer:
 class _Reader:
     """Turns this engine's deltas into what the client asked for. Pure."""
 
-    def __init__(self, request: Request, adapted: llamacpp.Adapted, origin: Origin) -> None:
+    def __init__(self, request: Request, adapted: Adapted, origin: Origin) -> None:
         self._origin: Origin | None = origin
         self._echo = request.prompt if request.echo and request.prompt else ""
         self._calls = CallReader(f"call_{secrets.token_hex(12)}") if adapted.calls else None

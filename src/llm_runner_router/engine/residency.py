@@ -33,12 +33,13 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import devices, fit, llamacpp, threads
+from . import base, devices, llamacpp, threads
 from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
 from .live import key as key_of
 from .scheduler import Scheduler
+from .select import EngineSelector
 from .spare import Spare
 from .status import RunnerStatus as RunnerStatus
 from .status import rows
@@ -65,6 +66,7 @@ class Residency:
         logs: folder for the engines' logs, made if need be; None keeps only the last lines in
             memory.
         machine: looks at the machine, given the busy cores.
+        engines: who runs what; default is all that there are.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class Residency:
         environ: Mapping[str, str] = os.environ,
         logs: Path | None = None,
         machine: Callable[[float], devices.Machine] | None = None,
+        engines: EngineSelector | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._environ = environ
         self._logs = logs
         self._look = machine or (lambda busy: devices.look(busy=busy))
+        self._engines = engines or EngineSelector(lambda: self._look(0))
         self._meter = devices.LoadMeter(clock)
         self._retune = threads.Retune()
         budget = settings.memory if settings.memory is not None else self._look(0).memory // 2
@@ -170,6 +174,15 @@ class Residency:
         finally:
             self._waiting.pop(ticket, None)
             self._post(partial(self._scheduler.on_cancel, ticket))
+
+    def engine(self, model: LocalModel, purpose: Purpose = "chat") -> base.Engine:
+        """The engine that runs `model`.
+
+        Raises:
+            LoadFailed: none can; says what each lacks.
+            ConfigError: the model wants one that is not there.
+        """
+        return self._know(model, purpose).engine
 
     async def load(self, model: LocalModel, *, pin: bool = False) -> None:
         """Load `model` and wait for it; `pin` keeps it from being unloaded.
@@ -310,32 +323,38 @@ class Residency:
     async def _load(self, live: Live) -> None:
         known, began = live.known, self._clock()
         plan = live.plan = self._plan(known, None)
-        worker = await self._spare.take(plan)
-        self._spare_wait = plan.wait
+        worker = await self._from_spare(known, plan)
         live.from_spare = worker is not None
-        worker = self._owned(live, worker or await self._spawn(plan.wait))
+        worker = self._owned(live, worker or await self._spawn(plan.wait, known.engine.RUNNER))
         if live.stop.is_set():
             return
         key = secrets.token_urlsafe(24)
-        embed = known.purpose == "embed"
-        wanted = llamacpp.parameters(known.model, plan, known.placement, key, embed=embed)
+        order = known.engine.order(known.model, plan, known.placement, key, known.purpose)
         try:
-            address = await worker.load(wanted, self._settings.load_timeout)
+            address = await worker.load(order, self._settings.load_timeout)
         except LoadFailed:
             if not live.from_spare or worker.answered or live.stop.is_set():
                 raise
             # The spare ended without a word: it was most likely dead before it read the order,
             # which says nothing about the model.
             live.from_spare = False
-            worker = self._owned(live, await self._spawn(plan.wait))
+            worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
             if live.stop.is_set():
                 return
-            address = await worker.load(wanted, self._settings.load_timeout)
+            address = await worker.load(order, self._settings.load_timeout)
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
         live.endpoint = Endpoint(f"{address}/v1", key, known.model.name)
         live.since = self._clock()
         live.load_seconds = live.since - began
+
+    async def _from_spare(self, known: Known, plan: threads.CpuPlan) -> Worker | None:
+        """The spare process, if it has imported the engine that `known` needs."""
+        if known.engine.RUNNER != llamacpp.RUNNER:
+            return None
+        worker = await self._spare.take(plan)
+        self._spare_wait = plan.wait
+        return worker
 
     def _owned(self, live: Live, worker: Worker) -> Worker:
         """`worker`, now the process of `live`, with its log where logs go."""
@@ -374,7 +393,8 @@ class Residency:
         key = key_of(model.name, purpose)
         known = self._known.get(key)
         if known is None or known.model != model:
-            placement = fit.place(
+            engine = self._engines.get_best(model)
+            placement = engine.place(
                 model.info,
                 slots=self._settings.slots,
                 context=self._settings.context,
@@ -382,7 +402,7 @@ class Residency:
                 embed=purpose == "embed",
             )
             pinned = purpose == "chat" and _is_named(model.name, self._settings.pin)
-            known = self._known[key] = Known(model, purpose, placement, pinned)
+            known = self._known[key] = Known(model, purpose, engine, placement, pinned)
         return known
 
     def _plan(self, known: Known, pid: int | None) -> threads.CpuPlan:
@@ -429,8 +449,8 @@ class Residency:
 
     # ------------------------------------------------------------ processes and tasks
 
-    async def _spawn(self, wait: threads.Wait) -> Worker:
-        return await Worker.start(wait, environ=self._environ)
+    async def _spawn(self, wait: threads.Wait, runner: str = llamacpp.RUNNER) -> Worker:
+        return await Worker.start(wait, runner, environ=self._environ)
 
     def _pids(self) -> list[int]:
         return [live.worker.pid for live in self._live.values() if live.worker is not None]

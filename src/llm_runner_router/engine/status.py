@@ -21,6 +21,7 @@ class RunnerStatus(Struct, frozen=True):
     purpose: Purpose
     state: str
     """`loading`, `ready`, `retiring`, `stopping`; without a process `waiting` or `parked`."""
+    engine: str = ""
     pid: int | None = None
     threads: int | None = None
     batch_threads: int | None = None
@@ -67,6 +68,7 @@ def _without(known: Known, view: ModelView, state: str) -> RunnerStatus:
     return RunnerStatus(
         name=known.model.name,
         purpose=known.purpose,
+        engine=known.engine.NAME,
         state=state,
         queued=view.queued,
         served=known.served,
@@ -81,6 +83,7 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
     return RunnerStatus(
         name=known.model.name,
         purpose=known.purpose,
+        engine=known.engine.NAME,
         state=runner.state,
         pid=worker.pid if worker is not None else None,
         threads=plan.threads if plan is not None else None,

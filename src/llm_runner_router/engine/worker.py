@@ -72,11 +72,12 @@ class Worker:
         """It has said something about an order, or was given time for it in vain."""
 
     @classmethod
-    async def start(cls, wait: Wait, *, environ: Mapping[str, str]) -> Self:
+    async def start(cls, wait: Wait, runner: str, *, environ: Mapping[str, str]) -> Self:
         """Start a process that imports the engine and waits for an order.
 
         Args:
             wait: how its threads will wait for each other; fixed from here on.
+            runner: the module with the engine's child side.
             environ: our environment; only harmless names are handed on.
         """
         read, write = os.pipe()
@@ -88,6 +89,7 @@ class Worker:
                 "llm_runner_router.engine.child",
                 str(write),
                 str(os.getpid()),
+                runner,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -122,7 +124,7 @@ class Worker:
         """Write the engine's log to `path` from now on; what was there goes."""
         self._log = path
 
-    async def load(self, params: Mapping[str, Any], timeout: float) -> str:
+    async def load(self, order: Mapping[str, Any], timeout: float) -> str:
         """Send the order and wait for the model to be served; gives the address.
 
         Raises:
@@ -133,7 +135,7 @@ class Worker:
         assert stdin is not None
         try:
             async with asyncio.timeout(timeout):
-                stdin.write(msgspec.json.encode({"params": params}) + b"\n")
+                stdin.write(msgspec.json.encode(order) + b"\n")
                 while (report := await self._reports.get()) is not None:
                     self.answered = True
                     if report.event == "listening":

@@ -7,7 +7,7 @@ Knows: the shape of these facts. Does not know: how a file is read (`formats/`),
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -68,3 +68,7 @@ class LocalModel(Struct, frozen=True):
     """The file, or the folder of a model of several files."""
     info: ModelInfo
     card: ModelCard
+    engine: str | None = None
+    """The engine that must run it; None is the best that can."""
+    options: dict[str, Any] = {}
+    """What the configuration says to that engine."""

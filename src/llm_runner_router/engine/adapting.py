@@ -1,0 +1,97 @@
+"""What every engine does with a request before it is sent to a runner. Pure.
+
+Knows: the values of `types.py`. Does not know: any engine. An engine with our own endpoint
+(`runners/http.py`) needs no more than `adapt`; others change the result further.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from llm_runner_router.errors import BadRequest, Unsupported
+from llm_runner_router.models.info import LocalModel
+from llm_runner_router.types import AudioPart, ImagePart, Message, Request, RequestWire, Sampling
+
+from .base import Adapted
+
+
+def adapt(request: Request, model: LocalModel) -> Adapted:
+    """`request` checked, streamed, for one choice, with usage.
+
+    Raises:
+        BadRequest: something in it that no engine could use, with its path.
+        Unsupported: something no local engine does.
+    """
+    check(request, model)
+    return Adapted(plain(request))
+
+
+def check(request: Request, model: LocalModel) -> None:
+    """Refuse what no local engine takes.
+
+    Raises:
+        BadRequest: something in it that no engine could use, with its path.
+        Unsupported: something no local engine does.
+    """
+    if request.suffix:
+        raise Unsupported(f"`{model.name}` cannot fill in text before a `suffix`", param="suffix")
+    for i, message in enumerate(request.messages):
+        _check_message(message, f"messages[{i}]", model)
+    if request.tool_choice and request.tool_choice.startswith("function:"):
+        name = request.tool_choice.removeprefix("function:")
+        if all(tool.name != name for tool in request.tools):
+            raise BadRequest(
+                f"`tool_choice` names {name!r}, which is not among `tools`", param="tool_choice"
+            )
+    if request.tool_choice == "required" and not request.tools:
+        raise BadRequest("`tool_choice` is `required`, but there are no `tools`", param="tools")
+
+
+def _check_message(message: Message, path: str, model: LocalModel) -> None:
+    if isinstance(message.content, tuple):
+        for k, part in enumerate(message.content):
+            if isinstance(part, ImagePart | AudioPart):
+                kind = "images" if isinstance(part, ImagePart) else "sound"
+                raise Unsupported(
+                    f"`{model.name}` does not take {kind}",
+                    param=f"{path}.content[{k}]",
+                    hint="ask a model that does, see `llmrr ls`",
+                )
+    for k, call in enumerate(message.tool_calls):
+        try:
+            msgspec.json.decode(call.arguments or "{}")
+        except msgspec.DecodeError as exc:
+            raise BadRequest(
+                f"the arguments of {call.name!r} are not JSON: {exc}",
+                param=f"{path}.tool_calls[{k}].function.arguments",
+            ) from exc
+
+
+def plain(request: Request) -> Request:
+    """Streamed, one choice, with usage; the client's own fields stay where they are equal."""
+    changed = request.sampling.n != 1 or request.echo
+    request = msgspec.structs.replace(request, stream=True, include_usage=True, echo=False)
+    return sampled(request, {}, n=1) if changed else request
+
+
+def sampled(request: Request, fields: dict[str, Raw], **changes: Any) -> Request:
+    """With other sampling, and the client's bytes with other `fields`."""
+    sampling: Sampling = msgspec.structs.replace(request.sampling, **changes)
+    request = msgspec.structs.replace(request, sampling=sampling)
+    if request.wire is None:
+        return request
+    return spliced(request, fields, ("n", "best_of", "echo"))
+
+
+def spliced(request: Request, put: dict[str, Raw], drop: tuple[str, ...] = ()) -> Request:
+    """`put` replaces and `drop` removes fields, in the client's bytes or in the extras."""
+    wire = request.wire
+    if wire is None:
+        extra = {k: v for k, v in request.extra.items() if k not in drop} | put
+        return msgspec.structs.replace(request, extra=extra)
+    fields = {k: v for k, v in wire.fields.items() if k not in drop} | put
+    wire = RequestWire(dialect=wire.dialect, fields=fields)
+    return msgspec.structs.replace(request, wire=wire)

@@ -1,0 +1,46 @@
+"""The child side of llama.cpp: its own server, inside xllamacpp, is the endpoint.
+
+Knows: xllamacpp. Does not know: requests; no Python runs per token. Importing this module imports
+the engine, which is what a spare process has done before it is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import xllamacpp
+
+
+def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    """Load `order["params"]` and serve; does not return."""
+    params, unknown = build_params(xllamacpp, order["params"])
+    server = xllamacpp.Server(params)
+    tell({"event": "listening", "address": server.listening_address, "unknown": unknown})
+    threading.Event().wait()
+
+
+def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The engine's parameters from dotted names; also those names it does not have.
+
+    The engine's names change between monthly releases without notice, so each is checked. A value
+    `{"enum": [TYPE, NAME]}` names a member of one of its enumerations; `{"set": […]}` is a set.
+    """
+    params = module.CommonParams()
+    unknown: list[str] = []
+    for name, value in wanted.items():
+        *path, last = name.split(".")
+        holder = params
+        for step in path:
+            holder = getattr(holder, step, None)
+        if holder is None or not hasattr(holder, last):
+            unknown.append(name)
+            continue
+        if isinstance(value, dict) and "enum" in value:
+            kind, member = value["enum"]
+            value = getattr(getattr(module, kind), member)
+        elif isinstance(value, dict) and "set" in value:
+            value = set(value["set"])
+        setattr(holder, last, value)
+    return params, unknown
