@@ -221,6 +221,7 @@ WATCHED_IMPORT = """
 import os, resource, sys
 before = len(sys.modules), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 home = os.path.realpath(sys.argv[1])
+sys.path.insert(0, os.path.dirname(home))  # this tree, wherever another one is installed
 places = [os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix, home)]
 bad = []
 
