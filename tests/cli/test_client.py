@@ -139,3 +139,40 @@ def test_a_stream_and_its_end() -> None:
         ):
             list(events)
         assert caught.value.hint == "try again"
+
+
+def test_the_key_is_not_shown_to_whatever_listens_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        client = Client(f"http://127.0.0.1:{other.getsockname()[1]}", Secret("llmrr-secret"))
+        seen: list[bytes] = []
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                seen.append(connection.recv(4096))
+                connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(Unavailable):
+            client.probe()
+        thread.join()
+    assert b"llmrr-secret" not in seen[0]
+
+
+@pytest.mark.parametrize("event", [b"data: {broken\n\n", b"data: 1"])
+def test_a_broken_stream_is_an_error_in_words(event: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        client = Client(f"http://127.0.0.1:{other.getsockname()[1]}", None)
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + event)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(Unavailable), client.stream("/x", {}) as (_, events):
+            list(events)
+        thread.join()

@@ -133,8 +133,9 @@ class Client:
         Raises:
             Unavailable: nothing does, or something that is not ours.
         """
-        with self._exchange("GET", "/healthz", None, CONNECT_SECONDS) as response:
-            body = response.read(1000)
+        # Without the key: whatever listens there may not be ours.
+        with self._exchange("GET", "/healthz", None, CONNECT_SECONDS, key=False) as response:
+            body = self._read(response, 1000)
         if response.status != 200 or b'"status"' not in body:
             raise Unavailable(f"what answers at {self.url} is not llmrr", hint=START)
 
@@ -153,7 +154,7 @@ class Client:
             RunnerError: what the server said is wrong, or `Unavailable`.
         """
         with self._exchange(method, path, body, self._timeout) as response:
-            data = response.read()
+            data = self._read(response)
             _check(response, data)
             headers = {name.lower(): value for name, value in response.getheaders()}
         try:
@@ -172,9 +173,15 @@ class Client:
         """
         with self._exchange("POST", path, body, self._timeout) as response:
             if response.status != 200:
-                _check(response, response.read())
+                _check(response, self._read(response))
             headers = {name.lower(): value for name, value in response.getheaders()}
             yield headers, self._events(response)
+
+    def _read(self, response: http.client.HTTPResponse, most: int | None = None) -> bytes:
+        try:
+            return response.read(most)
+        except (OSError, http.client.HTTPException) as exc:
+            raise Unavailable(f"the server at {self.url} broke off: {exc}") from exc
 
     def _events(self, response: http.client.HTTPResponse) -> Iterator[Any]:
         while True:
@@ -189,18 +196,21 @@ class Client:
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
-            event = msgspec.json.decode(data)
+            try:
+                event = msgspec.json.decode(data)
+            except msgspec.DecodeError as exc:
+                raise Unavailable(f"what answers at {self.url} is not llmrr", hint=START) from exc
             if isinstance(event, dict) and "error" in event:
                 raise _told(event["error"], 502)
             yield event
 
     @contextmanager
     def _exchange(
-        self, method: str, path: str, body: object, timeout: float
+        self, method: str, path: str, body: object, timeout: float, *, key: bool = True
     ) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_SECONDS)
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self._key is not None:
+        if self._key is not None and key:
             headers["Authorization"] = f"Bearer {self._key.reveal()}"
         data = None if body is None else msgspec.json.encode(body)
         try:

@@ -102,6 +102,10 @@ def _turn(voice: asking.Voice, chat: Chat, text: str) -> Chat:
     except KeyboardInterrupt:
         print()
         output.dim("stopped")
+    except RunnerError:
+        if pieces:
+            print()  # the message stands on its own line
+        raise
     return asked.answered("".join(pieces))
 
 
