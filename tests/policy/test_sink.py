@@ -85,6 +85,18 @@ def test_what_does_not_fit_is_counted(tmp_path: Path) -> None:
     assert sink.state().dropped == state.dropped + 1, "after closing, too"
 
 
+def test_prompts_are_bounded_by_size_and_not_remembered(tmp_path: Path) -> None:
+    sink = FileSink(tmp_path, max_bytes=10_000, wall=lambda: NOON)
+    for i in range(3):
+        sink.put(msgspec.structs.replace(record(i), prompt="x" * 4_000))
+    assert [r.prompt for r in sink.records(9)] == [None, None, None]
+    sink.close()
+    assert sink.state().written == 2
+    assert sink.state().dropped == 1
+    lines = (tmp_path / "2023-11-14.jsonl").read_bytes().splitlines()
+    assert [len(msgspec.json.decode(line)["prompt"]) for line in lines] == [4_000, 4_000]
+
+
 def test_a_disk_that_refuses_is_said_once_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

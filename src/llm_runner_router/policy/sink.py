@@ -43,7 +43,8 @@ class FileSink:
         folder: where the files go (`Home.records`); None keeps records in memory only.
         keep_days: files older than this many days are deleted.
         max_queue: records that may wait for the disk; more are dropped and counted.
-        recent: how many records `records()` remembers.
+        max_bytes: bytes that records with prompts and answers may take while they wait.
+        recent: how many records `records()` remembers, without prompts and answers.
         wall: Unix seconds.
     """
 
@@ -53,14 +54,18 @@ class FileSink:
         *,
         keep_days: int = 30,
         max_queue: int = 20_000,
+        max_bytes: int = 64 << 20,
         recent: int = 1_000,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._folder = folder
         self._keep_days = keep_days
         self._max_queue = max_queue
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._wall = wall
-        self._queue: deque[RequestRecord] = deque()
+        self._queue: deque[RequestRecord | bytes] = deque()
+        self._lock = threading.Lock()
         self._recent: deque[RequestRecord] = deque(maxlen=recent)
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -74,17 +79,32 @@ class FileSink:
 
     def put(self, record: RequestRecord) -> None:
         """Keep `record`; never blocks."""
+        line: RequestRecord | bytes = record
+        if record.messages or record.prompt is not None or record.answer is not None:
+            # Prompts may be megabytes each, so these are bounded by size and not kept twice.
+            line = b"" if self._folder is None else self._encoder.encode(record)
+            record = msgspec.structs.replace(record, messages=(), prompt=None, answer=None)
         self._recent.append(record)
         if self._folder is None:
             return
-        if len(self._queue) >= self._max_queue or self._stop.is_set():
+        if len(self._queue) >= self._max_queue or self._stop.is_set() or not self._fits(line):
             self._refused += 1
             return
-        self._queue.append(record)
+        self._queue.append(line)
         if not self._wake.is_set():
             if self._thread is None:
                 self._start()
             self._wake.set()
+
+    def _fits(self, line: RequestRecord | bytes) -> bool:
+        """Count a line that was encoded already, if there is room for it."""
+        if not isinstance(line, bytes):
+            return True
+        with self._lock:
+            if self._bytes + len(line) > self._max_bytes:
+                return False
+            self._bytes += len(line)
+        return True
 
     def records(self, limit: int) -> list[RequestRecord]:
         """The newest records, newest first."""
@@ -123,7 +143,13 @@ class FileSink:
     def _write_all(self) -> None:
         lines: list[bytes] = []
         while self._queue:
-            lines.append(self._encoder.encode(self._queue.popleft()))
+            line = self._queue.popleft()
+            if isinstance(line, bytes):
+                with self._lock:
+                    self._bytes -= len(line)
+                lines.append(line)
+            else:
+                lines.append(self._encoder.encode(line))
         if not lines:
             return
         try:
