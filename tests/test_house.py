@@ -224,6 +224,7 @@ home = os.path.realpath(sys.argv[1])
 sys.path.insert(0, os.path.dirname(home))  # this tree, wherever another one is installed
 places = [os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix, home)]
 bad = []
+sys.path.insert(0, os.path.dirname(home))  # this tree, wherever another one is installed
 
 def watch(event, arguments):
     if event.startswith("socket.") and event != "socket.gethostname":
