@@ -24,6 +24,7 @@ IMPORT_MIB = 30
 PURE = (
     "refs.py",
     "deltas.py",
+    "convert/plan.py",
     "engine/scheduler.py",
     "engine/evict.py",
     "engine/fit.py",
