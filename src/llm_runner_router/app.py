@@ -88,7 +88,9 @@ class App:
         self.clock = clock
         self.home: Home = home.find(environ)
         self.stats = LiveStats(clock)
-        self.residency = Residency(config.engine, clock=clock, environ=environ)
+        self.residency = Residency(
+            config.engine, clock=clock, environ=environ, prompts=self.home.prompts
+        )
         self._client = HttpClient()
         self._environ = environ
         self._keys: Keys | None = None

@@ -143,6 +143,9 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """How idle threads wait: spin, spin for a short while, or sleep at once."""
     context: Annotated[int, Meta(ge=1)] | None = None
     """Context in tokens per request; default is what the model was trained for."""
+    saved_prompts: Annotated[Bytes, Meta(ge=0)] = 1 << 30
+    """Bytes on disk for prompts already computed by models that were unloaded, so that their next
+    load need not compute them again; 0 keeps none. They are deleted when the server ends."""
     spare: bool = True
     """Keep one started, empty runner process ready, so that a load starts at once."""
 

@@ -55,6 +55,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def prompts(self) -> Path:
+        """Folder of prompts that unloaded models had computed; empty while nothing runs."""
+        return self.path / "prompts"
+
+    @property
     def history(self) -> Path:
         """What was typed into `llmrr run`."""
         return self.path / "history"

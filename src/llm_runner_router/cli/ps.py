@@ -14,9 +14,9 @@ from .group import Verb, place
 
 HEAD = (
     *("MODEL", "STATE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
-    *("QUEUE", "ACTIVE", "SERVED", "EXPIRES"),
+    *("QUEUE", "ACTIVE", "SERVED", "RESTORED", "EXPIRES"),
 )
-NUMBERS = ("PID", "THREADS", "MEMORY", "TOK/S", "QUEUE", "ACTIVE", "SERVED", "EXPIRES")
+NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "WAIT"))
 
 
 @click.command("ps", cls=Verb)
@@ -50,6 +50,7 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
         _number(runner.get("queued")),
         _number(runner.get("active")),
         _number(runner.get("served")),
+        _number(runner.get("tokens_restored")),
         _expires(runner),
     )
 

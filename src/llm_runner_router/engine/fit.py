@@ -6,6 +6,8 @@ the budget is an argument. Estimates are upper bounds: the scheduler adds them u
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from llm_runner_router.models.info import ModelInfo
@@ -24,6 +26,12 @@ UBATCH = 512
 """Tokens computed at a time; sets the size of the work buffers."""
 
 
+KvType = Literal["f16", "q8_0"]
+"""How keys and values are kept."""
+_KV_BYTES: dict[KvType, tuple[int, int]] = {"f16": (2, 1), "q8_0": (34, 32)}
+"""Bytes per number, as a fraction: a block of Q8_0 is 32 numbers and a 16-bit scale."""
+
+
 class Placement(Struct, frozen=True):
     """How a model is loaded: tokens per request, requests at a time, bytes in all."""
 
@@ -32,12 +40,14 @@ class Placement(Struct, frozen=True):
     bytes: int
     prompt_cache: int = 0
     """Bytes of those for prompts kept after their slot went to another request."""
+    kv_type: KvType = "f16"
 
 
-def kv_bytes(info: ModelInfo, tokens: int) -> int:
-    """Bytes of keys and values (F16) for `tokens`: 2 · layers · kv heads · length each."""
-    per_token = 2 * info.layers * info.kv_heads * (info.key_length + info.value_length)
-    return per_token * tokens
+def kv_bytes(info: ModelInfo, tokens: int, kv_type: KvType = "f16") -> int:
+    """Bytes of keys and values for `tokens`: layers · kv heads · length each."""
+    numbers = info.layers * info.kv_heads * (info.key_length + info.value_length)
+    times, per = _KV_BYTES[kv_type]
+    return numbers * times * tokens // per
 
 
 def work_bytes(info: ModelInfo, ubatch: int) -> int:

@@ -14,8 +14,9 @@ from llm_runner_router.models.info import LocalModel
 
 from .base import Engine
 from .base import Purpose as Purpose
-from .effects import Need
+from .effects import Left, Need
 from .fit import Placement
+from .prompts import Counts, Saved
 from .threads import CpuPlan
 from .worker import Worker
 
@@ -51,6 +52,7 @@ class Known:
         self.pinned = pinned
         self.served = 0
         self.speed: float | None = None
+        self.prompts = Counts()
 
     @property
     def need(self) -> Need:
@@ -65,6 +67,8 @@ class Live:
     def __init__(self, known: Known) -> None:
         self.known = known
         self.stop = asyncio.Event()
+        self.why: Left = "stopped"
+        """Why it is stopped, once it is."""
         self.gone = asyncio.Event()
         """Set after the scheduler was told that the process is gone."""
         self.worker: Worker | None = None
@@ -74,6 +78,8 @@ class Live:
         self.since = 0.0
         self.load_seconds = 0.0
         self.from_spare = False
+        self.restored: dict[int, Saved] = {}
+        """Prompts it was given, by slot."""
         self.task: asyncio.Task[None] | None = None
 
 

@@ -21,6 +21,8 @@ does with requests (each row was tried on it):
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -88,6 +90,11 @@ def order(
 ) -> dict[str, Any]:
     """The parameters, by dotted name; `runners/llamacpp.py` sets them."""
     return {"params": parameters(model, plan, placement, api_key, embed=purpose == "embed")}
+
+
+def saving(order: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`order`, with a folder that the runner may save its slots to (`slots.py`)."""
+    return order | {"params": order["params"] | {"slot_save_path": f"{folder}{os.sep}"}}
 
 
 def parameters(

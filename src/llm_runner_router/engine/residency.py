@@ -40,6 +40,7 @@ from .live import Known, Lease, Live, Purpose
 from .live import key as key_of
 from .scheduler import Scheduler
 from .select import EngineSelector
+from .slots import CALM, HURRY, Prompts
 from .spare import Spare
 from .status import RunnerStatus as RunnerStatus
 from .status import rows
@@ -65,6 +66,7 @@ class Residency:
         environ: our environment; runners get harmless names of it only.
         logs: folder for the engines' logs, made if need be; None keeps only the last lines in
             memory.
+        prompts: folder for prompts of unloaded models, made if need be; None keeps none.
         machine: looks at the machine, given the busy cores.
         engines: who runs what; default is all that there are.
     """
@@ -76,6 +78,7 @@ class Residency:
         clock: Callable[[], float] = time.monotonic,
         environ: Mapping[str, str] = os.environ,
         logs: Path | None = None,
+        prompts: Path | None = None,
         machine: Callable[[float], devices.Machine] | None = None,
         engines: EngineSelector | None = None,
     ) -> None:
@@ -97,6 +100,7 @@ class Residency:
             )
         )
         self._spare = Spare(self._spawn)
+        self._prompts = Prompts(prompts, settings.saved_prompts, clock)
         self._known: dict[str, Known] = {}
         self._live: dict[int, Live] = {}
         self._waiting: dict[int, asyncio.Future[Live]] = {}
@@ -140,6 +144,7 @@ class Residency:
                     task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._spare.close()
+            await self._prompts.close()
         finally:
             for live in self._live.values():  # cancelled half-way: leave nothing running
                 if live.worker is not None:
@@ -210,6 +215,7 @@ class Residency:
                 await asyncio.gather(*waits)
         except TimeoutError:
             pass
+        await self._prompts.forget(name)  # whoever wants it gone means what it was told, too
         return bool(found)
 
     def status(self) -> tuple[RunnerStatus, ...]:
@@ -269,6 +275,7 @@ class Residency:
                 )
             case Stop():
                 live = self._live[effect.runner]
+                live.why = effect.why
                 live.stop.set()
                 if live.endpoint is None and live.worker is not None:
                     live.worker.kill()  # it is loading and does not listen yet
@@ -310,6 +317,7 @@ class Residency:
                 if self._settings.spare:
                     self._refill()
                 await self._attend(live)
+                await self._keep_prompts(live)
         except (EngineError, OSError) as exc:
             message = exc.message if isinstance(exc, EngineError) else f"cannot start it: {exc}"
         except Exception as exc:  # a bug of ours must not leave its requests waiting
@@ -329,7 +337,10 @@ class Residency:
         if live.stop.is_set():
             return
         key = secrets.token_urlsafe(24)
+        folder = self._prompts.folder() if _saves(known) else None
         order = known.engine.order(known.model, plan, known.placement, key, known.purpose)
+        if folder is not None:
+            order = llamacpp.saving(order, folder)
         try:
             address = await worker.load(order, self._settings.load_timeout)
         except LoadFailed:
@@ -344,7 +355,15 @@ class Residency:
             address = await worker.load(order, self._settings.load_timeout)
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
-        live.endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+        endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+        if folder is not None and not await self._prompts.restore(live, endpoint):
+            await worker.stop()
+            worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
+            if live.stop.is_set():
+                return
+            address = await worker.load(order, self._settings.load_timeout)
+            endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+        live.endpoint = endpoint
         live.since = self._clock()
         live.load_seconds = live.since - began
 
@@ -376,6 +395,24 @@ class Residency:
             await asyncio.gather(exited, stopped, return_exceptions=True)
         if not live.stop.is_set():
             live.crash = live.worker.crashed()
+
+    async def _keep_prompts(self, live: Live) -> None:
+        """What becomes of the prompts of a runner that was ready and goes now."""
+        known = live.known
+        if not live.stop.is_set():
+            await self._prompts.drop_restored(live)
+        elif live.why in ("evicted", "idle", "replaced") and _saves(known):
+            await self._prompts.save(live, HURRY if live.why == "evicted" else CALM)
+        heir = self._heir(known) if live.why == "replaced" else None
+        if heir is not None:
+            await self._prompts.hand_over(heir)
+
+    def _heir(self, known: Known) -> Live | None:
+        """The runner that gets the requests of `known` now."""
+        for view in self._scheduler.models():
+            if view.key == known.need.key:
+                return self._live.get(view.current or 0)
+        return None
 
     def _ended(self, number: int, live: Live, message: str) -> None:
         if live.endpoint is None:
@@ -465,6 +502,11 @@ class Residency:
 def _log_file(folder: Path, known: Known) -> Path:
     name = "".join(c if c.isalnum() or c in "-." else "_" for c in known.model.name)[-80:]
     return folder / f"{name}.{known.purpose}.log"
+
+
+def _saves(known: Known) -> bool:
+    """Its runner can save a slot to a file."""
+    return known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
 
 
 def _is_named(name: str, pins: tuple[str, ...]) -> bool:

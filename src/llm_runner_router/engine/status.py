@@ -41,6 +41,11 @@ class RunnerStatus(Struct, frozen=True):
     from_spare: bool = False
     expires_in: float | None = None
     pinned: bool = False
+    prompts_saved: int = 0
+    """Prompts saved before a runner of it was stopped."""
+    prompts_restored: int = 0
+    """Prompts given back to a runner of it after a load."""
+    tokens_restored: int = 0
     failures: int = 0
     last_error: str = ""
 
@@ -102,6 +107,9 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         from_spare=live.from_spare,
         expires_in=None if runner.expires is None else max(0.0, runner.expires - now),
         pinned=known.pinned,
+        prompts_saved=known.prompts.saved,
+        prompts_restored=known.prompts.restored,
+        tokens_restored=known.prompts.tokens,
         failures=view.restarts,
         last_error=view.last_error,
     )
