@@ -70,7 +70,7 @@ bench: $(DEV) ## measure; results go to bench/LOG.md
 
 lock: ## write requirements/{dev,core}.lock anew (needs uv)
 	$(COMPILE) --group dev $(EXTRAS) pyproject.toml -o requirements/dev.lock
-	$(COMPILE) --group build -c requirements/dev.lock pyproject.toml -o requirements/core.lock
+	$(COMPILE) --group demo -c requirements/dev.lock pyproject.toml -o requirements/core.lock
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) $(ZOO_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

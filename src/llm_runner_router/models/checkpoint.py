@@ -20,7 +20,8 @@ class Weight(Struct, frozen=True):
 
     name: str
     dtype: str
-    """`F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U8 BOOL`, or the name of a GGUF type."""
+    """`F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U8 BOOL` (rarely another of safetensors'
+    types: `U64 U32 U16 C64 F8_E8M0 F6_E2M3 F6_E3M2 F4`), or the name of a GGUF type."""
     shape: tuple[int, ...]
     bytes: int
 

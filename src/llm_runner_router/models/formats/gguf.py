@@ -1,100 +1,43 @@
-"""Reads the header of a GGUF file: strictly, with every size bounded by the file itself.
+"""Reads GGUF: the facts in its header, and its weights as they lie in the file.
 
-Knows: the layout of GGUF 2 and 3 and the metadata keys that matter here. Does not know: how the
-weights are used. Nothing is loaded: the file is mapped and only its header is touched; long arrays
-(the vocabulary) are stepped over.
-
-Files come from strangers. Native loaders have had out-of-bounds reads on headers like those refused
-here, so this runs in the parent before any native code sees the file.
-
-    magic "GGUF" · version u32 · tensors u64 · pairs u64
-    pairs:   key string · type u32 · value            string = length u64 + bytes
-    tensors: name string · dims u32 · ne u64×dims · type u32 · offset u64
-    padding to `general.alignment` · data (offsets count from here)
+Knows: the metadata keys that matter here, and how a model is split over several files. Does not
+know: the layout of the header (`_gguf_header.py`), how the weights are used.
 """
 
 from __future__ import annotations
 
-import mmap
 import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Literal
 
 from msgspec import Struct
 
-from llm_runner_router.errors import ModelFileError
+from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
-from .gguf_types import FORKS, KINDS
+from ._files import Bad, Opened, Place, naming
+from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, open_header
+from ._gguf_metadata import Metadata
+from .gguf_types import KINDS
 
-MAGIC: Final = b"GGUF"
-MAX_STRING: Final = 16 * 1024 * 1024
-MAX_PAIRS: Final = 65_536
-MAX_TENSORS: Final = 262_144
-MAX_STRINGS: Final = 1_500_000
-"""Strings of all arrays together; the largest vocabularies have 0.3 million tokens, 0.5 of merges.
-A sparse file costs its maker nothing, so its size alone is no bound on what reading it may cost."""
-MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
-KEPT_NUMBER: Final = 40
-"""Bytes of a number and its place in a tuple, in CPython."""
-MAX_ALIGNMENT: Final = 1024 * 1024
-MAX_DIMS: Final = 4
-MAX_KEPT: Final = 4096
-"""Arrays of numbers up to this length are kept; longer ones are only measured."""
+__all__ = ["Header", "Skipped", "Tensor", "describe", "open_checkpoint", "read_header", "sniff"]
 
-_STRING, _ARRAY = 8, 9
-_SCALARS: Final[dict[int, str]] = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
-}  # fmt: skip
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
-Value = str | int | float | bool | tuple[int | float | bool, ...]
 
-
-class Skipped(Struct, frozen=True):
-    """An array that was stepped over: the type of its elements and how many there are."""
-
-    type: int
-    length: int
-
-
-class Tensor(Struct, frozen=True):
-    """One tensor: its shape, and where it lies counted from the start of the data."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: int
-    offset: int
-    bytes: int
-
-
-class Header(Struct, frozen=True):
-    """All of a header."""
-
-    version: int
-    fields: dict[str, Value | Skipped]
-    tensors: tuple[Tensor, ...]
-    data: int
-    """Where the tensors' data begins, in bytes from the start of the file."""
-
-
-class _Bad(Exception):
-    """What is wrong, without the file's name."""
+def sniff(path: Path, head: bytes) -> bool:
+    """Whether `path` is a GGUF file of any version."""
+    return head[:4] == MAGIC
 
 
 def describe(path: Path) -> ModelInfo:
-    """The facts in the header of `path`, checked.
+    """The facts in the header of `path`, checked; of all parts where it is the first of several.
 
     Raises:
         ModelFileError: the file is missing, unreadable or not a sound GGUF file; says why.
     """
-    header, size = _open(path)
-    try:
-        return _info(header, size + sum(_open(p)[1] for p in _siblings(path, header)))
-    except _Bad as exc:
-        raise _error(path, exc) from None
+    with naming(path):
+        return _info(_parts(path))
 
 
 def read_header(path: Path) -> Header:
@@ -103,228 +46,82 @@ def read_header(path: Path) -> Header:
     Raises:
         ModelFileError: as `describe`.
     """
-    return _open(path)[0]
+    with naming(path):
+        return open_header(path)[0]
 
 
-def _open(path: Path) -> tuple[Header, int]:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < 24:
-                raise _Bad(f"it has {size} bytes, too few for a GGUF header")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(data, size).header(), size
-    except FileNotFoundError:
-        raise ModelFileError(
-            f"there is no model file `{path}`", hint="check the path, or `llmrr ls` for names"
-        ) from None
-    except OSError as exc:
-        raise ModelFileError(f"cannot read the model file `{path}`: {exc.strerror}") from exc
-    except _Bad as exc:
-        raise _error(path, exc) from None
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The model at `path` with its weights mapped; `config` is the metadata (see `Metadata`).
+
+    A weight's `dtype` is the name of its GGUF type, its shape is turned round to count outermost
+    first, and its bytes are the blocks as they lie in the file.
+
+    Raises:
+        ModelFileError: as `describe`.
+    """
+    with naming(path):
+        parts = _parts(path)
+        info = _info(parts)
+    weights: dict[str, Weight] = {}
+    places: dict[str, Place] = {}
+    for part in parts:
+        for tensor in part.header.tensors:
+            dtype, shape = KINDS[tensor.type].name, tuple(reversed(tensor.shape))
+            weights[tensor.name] = Weight(tensor.name, dtype, shape, tensor.bytes)
+            at = part.header.data + tensor.offset
+            places[tensor.name] = Place(part.path, at, tensor.bytes)
+    return Opened(path, info, Metadata(path, parts[0].header), weights, places)
 
 
-def _error(path: Path, exc: _Bad) -> ModelFileError:
-    return ModelFileError(
-        f"the model file `{path}` cannot be used: {exc}",
-        hint="download it again, or convert it anew",
-    )
+class _Part(Struct, frozen=True):
+    """One file of a model, read."""
+
+    path: Path
+    header: Header
+    size: int
 
 
-class _Reader:
-    """A cursor over the mapped file; every step is checked against the end."""
-
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self._data = data
-        self._size = size
-        self._at = 0
-        self._strings = 0
-        self._kept = 0
-
-    def header(self) -> Header:
-        magic = self._data[:4]
-        if magic != MAGIC:
-            raise _Bad(f"it begins with {magic!r}, not with {MAGIC!r}: it is not a GGUF file")
-        self._at = 4
-        version = self._number("I")
-        if version not in (2, 3):
-            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            what = "a big-endian file" if swapped in (2, 3) else f"GGUF version {version}"
-            raise _Bad(f"{what} is not supported, only versions 2 and 3 in little-endian order")
-        tensors, pairs = self._number("Q"), self._number("Q")
-        self._room(pairs, 13, "metadata entries", MAX_PAIRS)
-        fields = dict(self._pairs(pairs))
-        self._room(tensors, 24, "tensors", MAX_TENSORS)
-        alignment = fields.get("general.alignment", 32)
-        if (
-            not isinstance(alignment, int)
-            or not 8 <= alignment <= MAX_ALIGNMENT
-            or alignment & (alignment - 1)
-        ):
-            raise _Bad(
-                f"`general.alignment` is {alignment!r}, not a power of two of 8 bytes to 1 MiB"
-            )
-        found = [self._tensor(alignment) for _ in range(tensors)]
-        start = -(-self._at // alignment) * alignment
-        _check_places(found, start, self._size)
-        return Header(version=version, fields=fields, tensors=tuple(found), data=start)
-
-    def _pairs(self, count: int) -> Iterator[tuple[str, Value | Skipped]]:
-        seen: set[str] = set()
-        for _ in range(count):
-            key = self._string("a metadata key")
-            if key in seen:
-                raise _Bad(f"the metadata key {key[:80]!r} stands there twice")
-            seen.add(key)
-            yield key, self._value(key, self._number("I"))
-
-    def _value(self, key: str, kind: int) -> Value | Skipped:
-        if kind == _STRING:
-            return self._string(f"`{key}`")
-        if kind == _ARRAY:
-            return self._array(key)
-        if kind not in _SCALARS:
-            raise _Bad(f"`{key}` has the unknown type {kind}")
-        return self._scalar(kind)
-
-    def _array(self, key: str) -> Value | Skipped:
-        kind, length = self._number("I"), self._number("Q")
-        if kind == _STRING:
-            self._room(length, 8, f"strings in `{key}`")
-            self._strings += length
-            self._room(self._strings, 0, "strings in arrays", MAX_STRINGS)
-            for _ in range(length):
-                self._skip_string(key)
-            return Skipped(kind, length)
-        if kind not in _SCALARS:
-            raise _Bad(f"`{key}` is an array of the type {kind}, which no array may hold")
-        width = struct.calcsize("<" + _SCALARS[kind])
-        self._room(length, width, f"numbers in `{key}`")
-        self._keep(min(length, MAX_KEPT) * KEPT_NUMBER)
-        if length > MAX_KEPT:
-            self._at += length * width
-            return Skipped(kind, length)
-        return tuple(self._scalar(kind) for _ in range(length))
-
-    def _tensor(self, alignment: int) -> Tensor:
-        name = self._string("a tensor's name")
-        dims = self._number("I")
-        if not 1 <= dims <= MAX_DIMS:
-            raise _Bad(f"the tensor {name[:80]!r} has {dims} dimensions, not 1 to {MAX_DIMS}")
-        shape = tuple(self._number("Q") for _ in range(dims))
-        kind, offset = self._number("I"), self._number("Q")
-        if kind not in KINDS:
-            known = f" ({FORKS[kind]})" if kind in FORKS else ""
-            raise _Bad(f"the tensor {name[:80]!r} has type {kind}{known}, which this engine lacks")
-        _, block, width = KINDS[kind]
-        count = 1
-        for length in shape:
-            count *= length
-        # Python's integers do not wrap, so a product beyond the file is simply too large.
-        if count == 0 or count // block * width > self._size:
-            raise _Bad(f"the tensor {name[:80]!r} of shape {shape} is larger than the file")
-        if shape[0] % block:
-            raise _Bad(f"the rows of {name[:80]!r} ({shape[0]}) are no multiple of {block}")
-        if offset % alignment:
-            raise _Bad(f"the tensor {name[:80]!r} is not aligned to {alignment} bytes")
-        return Tensor(name, shape, kind, offset, count // block * width)
-
-    # ------------------------------------------------------------ steps
-
-    def _keep(self, size: int) -> None:
-        """Count what stays in memory, before it does."""
-        self._kept += size
-        if self._kept > MAX_KEPT_BYTES:
-            raise _Bad(f"its metadata takes more than {MAX_KEPT_BYTES} bytes")
-
-    def _room(self, count: int, least: int, what: str, most: int | None = None) -> None:
-        """Refuse a count that is absurd or cannot fit into what is left, before looping over it."""
-        if count * least > self._size - self._at:
-            raise _Bad(f"it claims {count} {what}, more than the file can hold")
-        if most is not None and count > most:
-            raise _Bad(f"it claims {count} {what}, more than {most}")
-
-    def _number(self, code: str) -> int:
-        value = self._unpack(code)
-        assert isinstance(value, int)
-        return value
-
-    def _scalar(self, kind: int) -> int | float | bool:
-        return self._unpack(_SCALARS[kind])
-
-    def _unpack(self, code: str) -> int | float | bool:
-        try:
-            value: int | float | bool = struct.unpack_from("<" + code, self._data, self._at)[0]
-        except struct.error:
-            raise _Bad(f"it ends inside the header, at byte {self._size}") from None
-        self._at += struct.calcsize("<" + code)
-        return value
-
-    def _skip_string(self, what: str) -> tuple[int, int]:
-        length = self._number("Q")
-        if length > MAX_STRING:
-            raise _Bad(f"a string in {what[:80]} has {length} bytes, more than {MAX_STRING}")
-        start, end = self._at, self._at + length
-        if end > self._size:
-            raise _Bad(f"it ends inside the header, at byte {self._size}")
-        self._at = end
-        return start, end
-
-    def _string(self, what: str) -> str:
-        start, end = self._skip_string(what)
-        self._keep(end - start)
-        return self._data[start:end].decode("utf-8", "replace")
-
-
-def _check_places(tensors: list[Tensor], start: int, size: int) -> None:
-    """No tensor outside the file, none over another, no name twice."""
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise _Bad("two of its tensors have the same name")
-    end, before = 0, ""
-    for tensor in sorted(tensors, key=lambda t: t.offset):
-        if tensor.offset < end:
-            raise _Bad(f"the tensors {before[:80]!r} and {tensor.name[:80]!r} overlap")
-        end, before = tensor.offset + tensor.bytes, tensor.name
-        if start + end > size:
-            raise _Bad(
-                f"it ends at byte {size}, but the tensor {tensor.name[:80]!r} reaches to"
-                f" {start + end}: it is cut short"
-            )
+def _parts(path: Path) -> list[_Part]:
+    """All files of the model, the named one first; no tensor in two of them."""
+    parts = [_Part(path, *open_header(path))]
+    for sibling in _siblings(path, parts[0].header):
+        with naming(sibling):
+            parts.append(_Part(sibling, *open_header(sibling)))
+    names = [tensor.name for part in parts for tensor in part.header.tensors]
+    if len(names) != len(set(names)):
+        raise Bad("two of its parts have a tensor of the same name")
+    return parts
 
 
 def _siblings(path: Path, header: Header) -> list[Path]:
     """The other parts of a file that was split.
 
     Raises:
-        _Bad: it is not the first part, or its name does not say the parts.
+        Bad: it is not the first part, or its name does not say the parts.
     """
     count = _int(header.fields, "split.count")
     if count <= 1:
         return []
     named = _SPLIT.search(path.name)
     if named is None or int(named[2]) != count:
-        raise _Bad(f"it is one of {count} parts, but is not named `…-00001-of-{count:05d}.gguf`")
+        raise Bad(f"it is one of {count} parts, but is not named `…-00001-of-{count:05d}.gguf`")
     if named[1] != "00001":
-        raise _Bad(f"it is part {int(named[1])} of {count}; name the first part")
+        raise Bad(f"it is part {int(named[1])} of {count}; name the first part")
     stem = path.name[: named.start()]
     return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)]
 
 
-def _info(header: Header, size: int) -> ModelInfo:
-    fields = header.fields
+def _info(parts: list[_Part]) -> ModelInfo:
+    fields = parts[0].header.fields
+    tensors = [tensor for part in parts for tensor in part.header.tensors]
     architecture = _text(fields, "general.architecture")
     if not architecture:
-        raise _Bad("it does not say its architecture (`general.architecture`)")
+        raise Bad("it does not say its architecture (`general.architecture`)")
 
     def number(key: str) -> int:
         return _int(fields, f"{architecture}.{key}")
 
-    types: dict[str, int] = {}
-    parameters = 0
-    for tensor in header.tensors:
-        name, block, width = KINDS[tensor.type]
-        types[name] = types.get(name, 0) + tensor.bytes
-        parameters += tensor.bytes // width * block
+    task = _task(fields, architecture)
     heads, width = number("attention.head_count"), number("embedding_length")
     head = width // heads if heads else 0
     return ModelInfo(
@@ -332,11 +129,8 @@ def _info(header: Header, size: int) -> ModelInfo:
         architecture=architecture,
         name=_text(fields, "general.name"),
         license=_text(fields, "general.license"),
-        parameters=parameters,
-        quantisation=max(types, key=types.__getitem__) if types else "",
-        types=types,
-        bytes=size,
-        tensors=len(header.tensors),
+        bytes=sum(part.size for part in parts),
+        tensors=len(tensors),
         context=number("context_length"),
         layers=number("block_count"),
         width=width,
@@ -346,7 +140,53 @@ def _info(header: Header, size: int) -> ModelInfo:
         value_length=number("attention.value_length") or head,
         vocabulary=_vocabulary(fields) or number("vocab_size"),
         chat_template=_text(fields, "tokenizer.chat_template") or None,
+        task=task,
+        tokenizer=_tokenizer(fields),
+        experts=number("expert_count"),
+        experts_used=number("expert_used_count"),
+        window=number("attention.sliding_window"),
+        tied=task == "generate" and _tied(tensors),
+        **_counted(tensors),
     )
+
+
+def _counted(tensors: list[Tensor]) -> dict[str, Any]:
+    types: dict[str, int] = {}
+    parameters = 0
+    for tensor in tensors:
+        name, block, width = KINDS[tensor.type]
+        types[name] = types.get(name, 0) + tensor.bytes
+        parameters += tensor.bytes // width * block
+    most = max(types, key=types.__getitem__) if types else ""
+    return {"types": types, "parameters": parameters, "quantisation": most}
+
+
+_TOKENIZERS = {"gpt2": "bpe", "llama": "spm", "bert": "wordpiece", "t5": "unigram"}
+_ENCODERS = ("bert", "embedding", "t5encoder")
+
+
+def _tokenizer(fields: dict[str, Value | Skipped]) -> str:
+    """The kind, and the name of the pre-tokenizer where there is one."""
+    said = _text(fields, "tokenizer.ggml.model")[:40]
+    pre = _text(fields, "tokenizer.ggml.pre")[:40]
+    kind = _TOKENIZERS.get(said, "" if said == "no_vocab" else said)
+    return f"{kind}:{pre}" if kind and pre else kind
+
+
+def _task(
+    fields: dict[str, Value | Skipped], architecture: str
+) -> Literal["generate", "embed", "rerank"]:
+    """By how it pools: llama.cpp's numbers are 0 none, 1 mean, 2 cls, 3 last, 4 rank."""
+    pooling = fields.get(f"{architecture}.pooling_type")
+    if pooling == 4:
+        return "rerank"
+    encoder = any(word in architecture for word in _ENCODERS)
+    return "embed" if encoder or pooling in (1, 2, 3) else "generate"
+
+
+def _tied(tensors: list[Tensor]) -> bool:
+    names = {tensor.name for tensor in tensors}
+    return "token_embd.weight" in names and not names & {"output.weight", "cls.weight"}
 
 
 def _vocabulary(fields: dict[str, Value | Skipped]) -> int:
@@ -355,7 +195,7 @@ def _vocabulary(fields: dict[str, Value | Skipped]) -> int:
     for key in ("scores", "token_type"):
         length = _length(fields.get(f"tokenizer.ggml.{key}"))
         if tokens and length and length != tokens:
-            raise _Bad(f"it has {tokens} tokens, but {length} entries in `tokenizer.ggml.{key}`")
+            raise Bad(f"it has {tokens} tokens, but {length} entries in `tokenizer.ggml.{key}`")
     return tokens
 
 
