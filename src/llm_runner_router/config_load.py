@@ -62,7 +62,7 @@ def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, object])
         by = next((said[at[:n]] for n in range(len(at), 0, -1) if at[:n] in said), None)
         return by or where(at)
 
-    check(config, place)
+    check(config, place, lambda: home.stored_names(home.find(env).models))
     return config
 
 

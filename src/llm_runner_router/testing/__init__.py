@@ -21,12 +21,15 @@ from .fakes import (
     deltas_of,
 )
 from .formats import check_format, damaged
+from .hub import FakeHub, Fault
 
 __all__ = [
     "SITUATIONS",
     "FakeClock",
     "FakeEmbedder",
+    "FakeHub",
     "FakeTarget",
+    "Fault",
     "Gate",
     "MakeTarget",
     "Script",
