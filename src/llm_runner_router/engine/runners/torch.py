@@ -6,6 +6,7 @@ the model's runs: `trust_remote_code` is off, and pickles are read with `weights
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -166,6 +167,10 @@ class TorchSession:
         self._threads = threads
         self._device = device
         self._cache: Any = self._new()
+        # Renamed in transformers 5.2x; both names are there for a while.
+        known = inspect.signature(model.forward).parameters
+        self._name = "cache" if "cache" in known else "past_key_values"
+        self._more = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def _new(self) -> Any:
         from transformers import DynamicCache
@@ -180,14 +185,15 @@ class TorchSession:
         ids = torch.tensor([list(tokens)], dtype=torch.long, device=self._device)
         with torch.inference_mode():
             found = self._model(
-                input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                input_ids=ids, use_cache=True, **{self._name: self._cache}, **self._more
             )
         return np.asarray(found.logits[0, -1].float().cpu().numpy(), np.float32)
 
     def rewind(self, length: int) -> int:
         """See `session.Session`; a cache that cannot be cut is begun anew."""
         try:
-            self._cache.crop(length)
+            now = int(self._cache.get_seq_length())
+            self._cache.crop(length - now)  # a negative number is how many to take away
             kept = int(self._cache.get_seq_length())
         except (AttributeError, NotImplementedError, RuntimeError, ValueError, TypeError):
             kept = -1
@@ -216,6 +222,8 @@ def _kind(config: dict[str, Any], purpose: str) -> str:
 def _load(folder: Path, kind: str, dtype: Any) -> Any:
     import transformers
 
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
     classes = {
         "causal": transformers.AutoModelForCausalLM,
         "encoder": transformers.AutoModel,
