@@ -48,7 +48,9 @@ def test_both_readers_see_the_fields_and_types(tmp_path: Path) -> None:
     for key, (value, number) in FIELDS.items():
         assert fields[key] == value
         assert theirs[key].types == [number], key
-    assert fields["a.tokens"] == Skipped(8, 3)
+    tokens = fields["a.tokens"]
+    assert isinstance(tokens, Skipped)
+    assert (tokens.type, tokens.length) == (8, 3)
     assert (fields["a.kinds"], fields["a.wide"], fields["a.none"]) == ((1, 2, 3), (1, 2), ())
     assert bytes(theirs["a.tokens"].parts[-1]) == b"\xff"
     assert theirs["a.kinds"].types == [9, 5]

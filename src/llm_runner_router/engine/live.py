@@ -14,7 +14,7 @@ from llm_runner_router.models.info import LocalModel
 
 from .base import Engine
 from .base import Purpose as Purpose
-from .effects import Group, Left, Need
+from .effects import Left, Need
 from .fit import Placement
 from .prompts import Counts, Saved
 from .threads import CpuPlan
@@ -44,14 +44,12 @@ class Known:
         engine: Engine,
         placement: Placement,
         pinned: bool,
-        groups: tuple[Group, ...] = (),
     ) -> None:
         self.model = model
         self.engine = engine
         self.purpose = purpose
         self.placement = placement
         self.pinned = pinned
-        self.groups = groups
         self.served = 0
         self.speed: float | None = None
         self.prompts = Counts()
@@ -60,10 +58,7 @@ class Known:
     def need(self) -> Need:
         """What the scheduler is told of it."""
         place = self.placement
-        name = self.model.name
-        return Need(
-            key(name, self.purpose), place.bytes, place.slots, self.pinned, name, self.groups
-        )
+        return Need(key(self.model.name, self.purpose), place.bytes, place.slots, self.pinned)
 
 
 class Live:

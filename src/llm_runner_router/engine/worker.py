@@ -137,8 +137,7 @@ class Worker:
             async with asyncio.timeout(timeout):
                 stdin.write(msgspec.json.encode(order) + b"\n")
                 while (report := await self._reports.get()) is not None:
-                    # "ready" is about the process; one may wait here from before the order.
-                    self.answered = self.answered or report.event != "ready"
+                    self.answered = True
                     if report.event == "listening":
                         self.unknown = report.unknown
                         return report.address
