@@ -32,6 +32,9 @@ _SECRETS = re.compile(
     re.IGNORECASE,
 )
 
+OTHERS_STORES = ("HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS", "LLAMA_CACHE")
+"""Where other programs keep models; tests must not find those of whoever runs them."""
+
 
 # ---------------------------------------------------------------- async tests
 
@@ -89,6 +92,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.delenv(name)
     home = tempfile.mkdtemp(prefix="llmrr-")
     monkeypatch.setenv("LLMRR_HOME", home)
+    for name in OTHERS_STORES:
+        monkeypatch.setenv(name, f"{home}/others")
     yield
     shutil.rmtree(home, ignore_errors=True)
 

@@ -121,7 +121,7 @@ def test_a_server_opens_no_file_by_name(tmp_path: Path) -> None:
         ({"a": Node(fallback=("zoo:tiny-maths",))}, "a", UnknownModel, "zoo:tiny-math"),
         ({}, "tiny-maths", UnknownModel, "did you mean"),
         ({}, "", UnknownModel, "not a model reference"),
-        ({}, "hf:org/repo", Unsupported, "downloading is not built in"),
+        ({}, "hf:org/repo", UnknownModel, "is not on this machine"),
     ],
 )
 def test_what_cannot_be_built_says_why(

@@ -50,6 +50,33 @@ from llm_runner_router.types import (
         ("hf:org/repo:model.gguf", Ref("hf", "org/repo", file="model.gguf")),
         ("hf:org/repo:Q4_K_M", Ref("hf", "org/repo", quant="Q4_K_M")),
         ("huggingface.co/org/repo", Ref("hf", "org/repo")),
+        ("hf.co/org/repo:Q4_K_M", Ref("hf", "org/repo", quant="Q4_K_M")),
+        ("hf.co/org/repo:latest", Ref("hf", "org/repo")),
+        ("huggingface:org/repo", Ref("hf", "org/repo")),
+        ("hf://org/repo@refs/pr/1", Ref("hf", "org/repo", revision="refs/pr/1")),
+        ("hf:org/repo:sub/a.gguf", Ref("hf", "org/repo", file="sub/a.gguf")),
+        ("https://huggingface.co/org/repo", Ref("hf", "org/repo")),
+        ("https://hf.co/org/repo/tree/v2", Ref("hf", "org/repo", revision="v2")),
+        (
+            "https://huggingface.co/org/repo/resolve/main/sub/a.gguf?download=true",
+            Ref("hf", "org/repo", file="sub/a.gguf"),
+        ),
+        ("ollama:qwen3", Ref("ollama", "qwen3")),
+        ("ollama:qwen3:4b", Ref("ollama", "qwen3", revision="4b")),
+        ("ollama:library/qwen3:4b", Ref("ollama", "qwen3", revision="4b")),
+        ("ollama://user/model:v1.5-q4_0", Ref("ollama", "user/model", revision="v1.5-q4_0")),
+        ("ollama:host:5000/user/m:t", Ref("ollama", "host:5000/user/m", revision="t")),
+        ("https://ollama.com/library/qwen3:4b", Ref("ollama", "qwen3", revision="4b")),
+        ("https://host/a/b.gguf?x=1", Ref("url", "https://host/a/b.gguf?x=1")),
+        ("http://127.0.0.1:8000/m.gguf", Ref("url", "http://127.0.0.1:8000/m.gguf")),
+        (
+            "https://huggingface.co/datasets/org/x",
+            Ref("url", "https://huggingface.co/datasets/org/x"),
+        ),
+        ("s3://bucket/folder/", Ref("s3", "bucket/folder/")),
+        ("s3://bucket/a/b.gguf", Ref("s3", "bucket/a/b.gguf")),
+        (".", Ref("file", ".")),
+        ("/models/folder", Ref("file", "/models/folder")),
         ("openai/gpt-4o-mini", Ref("provider", "gpt-4o-mini", provider="openai")),
         ("openai:gpt-4o-mini", Ref("provider", "gpt-4o-mini", provider="openai")),
         (
@@ -65,7 +92,25 @@ def test_references(text: str, ref: Ref) -> None:
     assert parse(str(ref)) == ref
 
 
-@pytest.mark.parametrize("text", ["", "  ", "a\nb", "\x00", "zoo:", "file:", "hf:repo", "openai/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "a\nb",
+        "\x00",
+        "zoo:",
+        "file:",
+        "hf:repo",
+        "openai/",
+        "https://",
+        "http:///a",
+        "s3://b",
+        "s3://",
+        "ollama:",
+        "ollama:a b",
+    ],
+)
 def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(BadRequest):
         parse(text)
@@ -90,6 +135,13 @@ REFS = st.one_of(
         WORD,
     ),
     st.builds(Ref, st.just("name"), WORD),
+    st.builds(
+        lambda name, tag: Ref("ollama", name, revision=tag),
+        WORD.filter(lambda word: word[0] != "-"),
+        st.none() | WORD.filter(lambda word: word[0] != "-"),
+    ),
+    st.builds(lambda host, path: Ref("url", f"https://{host}/{path}"), WORD, WORD),
+    st.builds(lambda bucket, key: Ref("s3", f"b{bucket.lower()}1/{key}"), WORD, WORD),
 )
 
 
@@ -103,7 +155,9 @@ def test_what_is_written_is_read_back(ref: Ref) -> None:
     | st.text("ab/:@#.~ ", max_size=12)
     | st.builds(
         lambda scheme, rest: scheme + rest,
-        st.sampled_from(["zoo:", "file:", "hf:", "hf.co/"]),
+        st.sampled_from(
+            ["zoo:", "file:", "hf:", "hf.co/", "https://", "https://hf.co/", "ollama:", "s3://"]
+        ),
         st.text("ab/:@#.~ ", max_size=12),
     )
 )

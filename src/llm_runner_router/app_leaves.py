@@ -16,6 +16,7 @@ from .config import Config, Node, Provider, Secret
 from .engine.local import LocalTarget
 from .engine.residency import Endpoint, Residency
 from .errors import ConfigError, UnknownModel
+from .home import find, stored_names
 from .models.resolve import resolve, zoo_names
 from .policy.measure import Measure
 from .providers import hosts
@@ -54,6 +55,11 @@ class AppLeaves:
             self._zoo = tuple(f"zoo:{n}" for n in zoo_names()) if self._config.zoo else ()
         return self._zoo
 
+    def stored(self) -> Sequence[str]:
+        """See `app_tree.Leaves`. Files that are kept by their paths are not offered by them."""
+        names = stored_names(find(self._environ).models)
+        return tuple(name for name in names if not name.startswith("file:"))
+
     def leaf(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
         """See `app_tree.Leaves`."""
         if ref.kind == "provider":
@@ -67,7 +73,7 @@ class AppLeaves:
         return self._local(ref, name, facts)
 
     def _local(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
-        model = resolve(ref)
+        model = resolve(ref, environ=self._environ)
         card = _card(model.card, name, facts)
         leaf = LocalTarget(
             name,

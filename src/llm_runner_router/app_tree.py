@@ -70,6 +70,10 @@ class Leaves(Protocol):
         """References that are served without being configured: the zoo."""
         ...
 
+    def stored(self) -> Sequence[str]:
+        """Names in the store of models, as it is now."""
+        ...
+
     def leaf(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
         """The leaf for `ref`, called `name`; `facts` override what is known of it.
 
@@ -121,7 +125,7 @@ class Tree:
         """
         name = self._aliases.get(name, name)
         entry = self._kept.get(name) or self._passing.get(name)
-        if entry is not None:
+        if entry is not None and not _gone(entry):
             return entry
         if name in self._building:
             raise ConfigError(f"`{name}` refers to itself: {' → '.join([*self._building, name])}")
@@ -133,9 +137,8 @@ class Tree:
 
     def names(self) -> list[str]:
         """Every name that is listed, configured ones first."""
-        zoo = [name for name in self._leaves.names() if name not in self._config.models]
-        autos = [name for name in LISTED if name not in self._config.models]
-        return [*self._config.models, *zoo, *autos]
+        offered = (*self._leaves.names(), *self._leaves.stored(), *LISTED)
+        return [*self._config.models, *(n for n in offered if n not in self._config.models)]
 
     def entries(self) -> Iterator[tuple[str, Entry | RunnerError]]:
         """Every listed name with what it stands for, or why it cannot be built."""
@@ -167,7 +170,7 @@ class Tree:
         zoo = f"zoo:{name}"
         if ref.kind == "name" and zoo in self._leaves.names():
             return self.find(zoo)
-        if ref.kind == "name":
+        if ref.kind == "name" and name not in self._leaves.stored():
             raise self.unknown(name)
         entry = self._leaves.leaf(ref, str(ref), Node())
         self._passing[name] = entry
@@ -213,7 +216,7 @@ class Tree:
             return self._auto(name, AutoSettings(objective=AUTOS[target]))
         if ref.kind == "name" and f"zoo:{target}" in self._leaves.names():
             ref = refs.parse(f"zoo:{target}")
-        if ref.kind == "name":
+        if ref.kind == "name" and target not in self._leaves.stored():
             raise self.unknown(target)
         return self._leaves.leaf(ref, name, node)
 
@@ -273,6 +276,11 @@ class Tree:
             if isinstance(node, str) or (node.target is not None and node.target not in AUTOS)
         ]
         return own or list(self._leaves.names())
+
+
+def _gone(entry: Entry) -> bool:
+    """Whether the file behind it was removed: its name may mean another one by now."""
+    return entry.model is not None and not entry.model.path.exists()
 
 
 def _bare(names: Sequence[str]) -> list[str]:

@@ -120,6 +120,15 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """Decode tokens per second."""
 
 
+class ModelGroup(Struct, frozen=True, forbid_unknown_fields=True):
+    """Local models of which only some may be loaded at the same time."""
+
+    models: tuple[str, ...]
+    """Their references, as in `engine.pin`."""
+    at_once: Annotated[int, Meta(ge=1)] = 1
+    """How many of them may be loaded at once; 1: they exclude each other."""
+
+
 class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """How local models run."""
 
@@ -129,6 +138,8 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds an idle model stays loaded; 0 unloads at once. Pinned models stay."""
     pin: tuple[str, ...] = ()
     """Models loaded at start and never evicted."""
+    groups: dict[str, ModelGroup] = {}
+    """Models of which only some may be loaded at the same time, by a name of yours."""
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
     """Requests one model answers at the same time; more wait in its queue."""
     max_queue: Annotated[int, Meta(ge=0)] = 64

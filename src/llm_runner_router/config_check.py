@@ -35,16 +35,17 @@ _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|os\.environ/[A-Za-z_][A-Za
 _HERE = Path(__file__).parent
 
 
-def check(config: Config, place: Place) -> None:
+def check(config: Config, place: Place, stored: Callable[[], Iterable[str]] = tuple) -> None:
     """See that every entry can be built.
 
     Args:
         place: from the path of a setting to its place and name, for messages.
+        stored: the names in the store of models; asked only if a name is not known otherwise.
 
     Raises:
         ConfigError: the first entry that cannot.
     """
-    _Check(config, place).run()
+    _Check(config, place, stored).run()
 
 
 def hosts() -> dict[str, dict[str, object]]:
@@ -77,9 +78,10 @@ def meant(word: str, known: Iterable[object]) -> str:
 class _Check:
     """One pass over a configuration; see `check`."""
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: Place, stored: Callable[[], Iterable[str]]) -> None:
         self.config = config
         self.place = place
+        self.stored = stored
         self._hosts: dict[str, dict[str, object]] | None = None
         self.aliases = dict(config.aliases)
 
@@ -180,6 +182,8 @@ class _Check:
         served = [*self.config.models, *self.aliases, *zoo(), *VIRTUAL]
         if ref.kind == "name" and text in zoo():
             return  # `tiny-math` is short for `zoo:tiny-math`
+        if ref.kind == "name" and text in self.stored():
+            return
         if ref.kind == "name" or ref.provider == "auto":
             raise self._wrong(
                 at,

@@ -62,7 +62,7 @@ def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, object])
         by = next((said[at[:n]] for n in range(len(at), 0, -1) if at[:n] in said), None)
         return by or where(at)
 
-    check(config, place)
+    check(config, place, lambda: home.stored_names(home.find(env).models))
     return config
 
 
@@ -174,12 +174,13 @@ class _Source:
 
 
 def variables() -> dict[str, Where]:
-    """Every environment variable that is a setting, with the setting."""
+    """Every environment variable that is a setting, with the setting; mappings have none."""
     names: dict[str, Where] = {PREFIX + short: path for short, path in SHORT.items()}
     for section, hint in typing.get_type_hints(Config, include_extras=True).items():
         if _is_struct(hint):
-            for field in hint.__struct_fields__:
-                names[f"{PREFIX}{section}_{field}".upper()] = (section, field)
+            for field, kind in typing.get_type_hints(hint, include_extras=True).items():
+                if get_origin(kind) is not dict:
+                    names[f"{PREFIX}{section}_{field}".upper()] = (section, field)
         elif get_origin(hint) is not dict:
             names[f"{PREFIX}{section}".upper()] = (section,)
     return names

@@ -60,6 +60,11 @@ class Home:
         return self.path / "prompts"
 
     @property
+    def models(self) -> Path:
+        """Folder of the store of models."""
+        return self.path / "models"
+
+    @property
     def history(self) -> Path:
         """What was typed into `llmrr run`."""
         return self.path / "history"
@@ -88,6 +93,20 @@ def find(env: Mapping[str, str]) -> Home:
     from platformdirs import user_data_path  # here: whoever sets the variable does not pay for it
 
     return Home(user_data_path(APP, appauthor=False))
+
+
+def stored_names(models: Path) -> list[str]:
+    """The names in the store of models at `models`, sorted; nothing is opened.
+
+    Here and not with the store, because checking a configuration must not import one.
+    """
+    from urllib.parse import unquote
+
+    try:
+        found = [path.stem for path in (models / "names").iterdir() if path.suffix == ".json"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(unquote(stem) for stem in found if not stem.startswith("."))
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -1,13 +1,10 @@
-"""Memory estimates, the context that fits, and the victims of eviction."""
+"""Memory estimates, and the context that fits."""
 
 from __future__ import annotations
-
-import random
 
 import msgspec
 
 from llm_runner_router.engine import fit
-from llm_runner_router.engine.evict import Resident, victims
 from llm_runner_router.models.info import ModelInfo
 
 GIB = 1 << 30
@@ -67,31 +64,3 @@ def test_the_estimate_grows_with_everything() -> None:
     assert base > EIGHT_B.bytes + fit.kv_bytes(EIGHT_B, 2 * 8192)
     assert fit.place(EIGHT_B, slots=3, context=8192, budget=64 * GIB).bytes > base
     assert fit.place(EIGHT_B, slots=2, context=16384, budget=64 * GIB).bytes > base
-
-
-def test_victims_are_idle_unpinned_sufficient_and_old() -> None:
-    rng = random.Random(3)
-    for _ in range(2000):
-        residents = [
-            Resident(
-                n, rng.randrange(1, 9), rng.random(), rng.choice((0, 0, 1)), rng.random() < 0.2
-            )
-            for n in range(rng.randrange(8))
-        ]
-        missing = rng.randrange(-2, 20)
-        chosen = victims(missing, residents)
-        taken = [r for r in residents if r.runner in chosen]
-        able = [r for r in residents if r.active == 0 and not r.pinned]
-        assert all(r in able for r in taken)
-        if missing <= 0 or sum(r.bytes for r in able) < missing:
-            assert chosen == (), "nobody goes for nothing"
-            continue
-        freed = sum(r.bytes for r in taken)
-        assert freed >= missing
-        assert all(freed - r.bytes < missing for r in taken), "one more than needed"
-
-
-def test_the_oldest_of_equals_goes() -> None:
-    residents = [Resident(n, 4, last_used=n, active=0) for n in (3, 1, 2)]
-    assert victims(4, residents) == (1,)
-    assert victims(5, residents) == (1, 2)

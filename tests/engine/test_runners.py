@@ -21,7 +21,7 @@ import msgspec
 import psutil
 import pytest
 
-from llm_runner_router.config import Engine, Secret
+from llm_runner_router.config import Engine, ModelGroup, Secret
 from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.engine import residency as residency_module
 from llm_runner_router.engine.devices import Machine
@@ -225,6 +225,15 @@ async def test_the_budget_makes_the_idle_one_go(math: LocalModel, text: LocalMod
             await e.answer(math, ask())
         assert "engine.memory" in (caught.value.hint or "")
         assert caught.value.target == "zoo:tiny-math"
+
+
+async def test_models_of_a_group_exclude_each_other(math: LocalModel, text: LocalModel) -> None:
+    async with engines(groups={"one": ModelGroup(("tiny-math", "zoo:tiny-text"))}) as e:
+        await e.answer(math, ask())
+        await e.answer(text, ask())
+        (row,) = e.residency.status()
+        assert row.name == "zoo:tiny-text"
+        assert "zoo:tiny-math" in row.made_room[0]
 
 
 async def test_a_full_queue_says_when_to_come_back(math: LocalModel) -> None:

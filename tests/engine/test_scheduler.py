@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_runner_router.engine.effects import Effect, Grant, Limits, Need, Refuse, Start, Stop
+from llm_runner_router.engine.effects import Effect, Grant, Group, Limits, Need, Refuse, Start, Stop
 from llm_runner_router.engine.scheduler import Scheduler
 
 A = Need("a", bytes=6, slots=2)
@@ -79,6 +79,55 @@ def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
     s.on_request(6, Need("x", 3, 1), 5)
     s.on_release(6, 5)  # x was used last
     assert s.on_request(7, Need("new", 3, 1), 6) == [Stop(2, "evicted")]
+
+
+def test_what_is_asked_for_often_or_loads_slowly_stays_and_the_view_says_why() -> None:
+    s = new(budget=6 << 20)
+    often, seldom = Need("often", 3 << 20, 1), Need("seldom", 3 << 20, 1)
+    (start,) = s.on_request(1, often, 0)
+    assert isinstance(start, Start)
+    s.on_loaded(start.runner, 2)
+    s.on_release(1, 2)
+    for ticket in range(2, 6):
+        s.on_request(ticket, often, 3)
+        s.on_release(ticket, 3)
+    (start,) = s.on_request(10, seldom, 4)
+    assert isinstance(start, Start)
+    s.on_loaded(start.runner, 5)
+    s.on_release(10, 6)  # used last, but once, and loaded in half the time
+    assert s.on_request(11, Need("new", 3 << 20, 1), 7) == [Stop(start.runner, "evicted")]
+    s.on_exit(start.runner, "", 8)
+    (view,) = [r for r in s.runners() if r.key == "new"]
+    assert view.made_room == ("seldom: 3 MiB, loads in 1.00 s, asked 1.0 times lately",)
+
+
+def test_models_of_a_group_exclude_each_other_with_memory_to_spare() -> None:
+    group = Group("big", 1)
+    a, b = (Need(key, 1, 1, groups=(group,)) for key in "ab")
+    s = new(patience=2)
+    loaded(s, a)
+    loaded(s, SMALL)
+    assert s.on_request(1, b, 1) == [Stop(1, "evicted")]
+    assert s.on_exit(1, "", 2) == [Start(3, "b")]
+    s.on_loaded(3, 3)
+    assert s.on_request(2, a, 4) == [], "b is in use"
+    assert s.on_tick(6) == []
+    assert s.on_release(1, 7) == [Stop(3, "evicted")], "it took nothing new after the patience"
+    assert s.on_exit(3, "", 8) == [Start(4, "a")]
+
+
+def test_a_pinned_model_shuts_the_others_of_its_group_out() -> None:
+    group = Group("big", 1)
+    s = new()
+    s.on_pin(Need("p", 1, 1, pinned=True, groups=(group,)), 0)
+    s.on_loaded(1, 1)
+    (refused,) = s.on_request(1, Need("q", 1, 1, groups=(group,)), 2)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "too_big"
+    assert "`big`" in refused.message
+    assert "p" in refused.message
+    same_model = Need("embed p", 1, 1, model="p", groups=(group,))
+    assert s.on_request(2, same_model, 2) == [Start(2, "embed p")]
 
 
 def test_a_model_in_use_is_not_evicted_but_takes_nothing_new_after_a_while() -> None:

@@ -11,7 +11,16 @@ import random
 
 import pytest
 
-from llm_runner_router.engine.effects import Effect, Grant, Limits, Need, Refuse, Start, Stop
+from llm_runner_router.engine.effects import (
+    Effect,
+    Grant,
+    Group,
+    Limits,
+    Need,
+    Refuse,
+    Start,
+    Stop,
+)
 from llm_runner_router.engine.scheduler import Scheduler
 
 SCHEDULES = 2400
@@ -35,8 +44,16 @@ class World:
             crashes=3,
             backoff=1,
         )
+        self.groups = [Group(name, rng.choice((1, 1, 2))) for name in "gh"[: rng.randrange(3)]]
         self.needs = [
-            Need(key, rng.randrange(1, 14), rng.randrange(1, 4), rng.random() < 0.15)
+            Need(
+                key,
+                bytes=rng.randrange(1, 14),
+                slots=rng.randrange(1, 4),
+                pinned=rng.random() < 0.15,
+                model=key if rng.random() < 0.8 else "two purposes",
+                groups=tuple(group for group in self.groups if rng.random() < 0.5),
+            )
             for key in "abcde"[: rng.randrange(1, 6)]
         ]
         self.scheduler = Scheduler(self.limits)
@@ -96,6 +113,9 @@ class World:
     def check(self) -> None:
         used = sum(need.bytes for need in self.runners.values())
         assert used <= self.budget, f"{used} of {self.budget} bytes"
+        for group in self.groups:
+            there = {n.name for n in self.runners.values() if group in n.groups}
+            assert len(there) <= group.at_once, f"{there} of {group}"
         for runner, need in self.runners.items():
             active = sum(1 for r in self.holding.values() if r == runner)
             assert active <= need.slots, f"{active} requests on {need.slots} slots"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from llm_runner_router import EngineSelector
-from llm_runner_router.engine import fit, llamacpp
+from llm_runner_router.engine import fit, llamacpp, mock, torch
 from llm_runner_router.engine.adapting import adapt
 from llm_runner_router.engine.base import Adapted, Engine, Feature, Purpose, Verdict
 from llm_runner_router.engine.devices import Machine
@@ -81,8 +82,14 @@ def test_engines_are_pairs_of_files() -> None:
 
 
 def test_a_module_keeps_the_contract() -> None:
-    engine: Engine = llamacpp
-    assert load_engine("llamacpp") is engine
+    engines: dict[str, Engine] = {"llamacpp": llamacpp, "mock": mock, "torch": torch}
+    assert set(engines) <= set(engine_names())
+    for name in engine_names():
+        found = load_engine(name)
+        assert found.NAME == name
+        assert found is engines.get(name, found)
+        assert found.FEATURES <= set(get_args(Feature))
+        assert find_spec(found.RUNNER), "its child's side"
 
 
 def test_gguf_goes_to_the_engine_that_is_made_for_it(model: LocalModel) -> None:

@@ -40,15 +40,19 @@ def test_two_spellings_of_a_path_are_one_model(
     assert resolve(parse("./a.gguf")) == resolve(parse(f"file:{tmp_path / 'a.gguf'}"))
 
 
-def test_a_folder_is_not_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="is a folder"):
+def test_a_folder_is_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="has no model files"):
         resolve(parse(f"file:{tmp_path}"))
+    shutil.copy(ZOO / "tiny-math.gguf", tmp_path / "a.gguf")
+    model = resolve(parse(f"file:{tmp_path}"))
+    assert (model.path, model.name) == (tmp_path / "a.gguf", f"file:{tmp_path}")
 
 
-def test_hugging_face_says_what_to_do() -> None:
-    with pytest.raises(Unsupported) as caught:
-        resolve(parse("hf:org/repo#q4_k_m"))
-    assert "file:" in (caught.value.hint or "")
+@pytest.mark.parametrize("text", ["hf:org/repo#q4_k_m", "ollama:qwen3:4b", "https://host/a.gguf"])
+def test_what_is_not_here_says_how_to_get_it(text: str) -> None:
+    with pytest.raises(UnknownModel, match="is not on this machine") as caught:
+        resolve(parse(text))
+    assert f"llmrr pull {text}" in (caught.value.hint or "")
 
 
 def test_other_kinds_are_not_local() -> None:

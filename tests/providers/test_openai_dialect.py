@@ -473,6 +473,11 @@ def test_embeddings_are_asked_for() -> None:
     }
 
 
+def test_embeddings_never_cost_less_than_nothing() -> None:
+    body = b'{"data": [{"embedding": [1]}], "usage": {"prompt_tokens": -5, "total_tokens": -5}}'
+    assert parse_embed(body, 1).usage.prompt_tokens == 0
+
+
 def test_embeddings_in_either_encoding_and_any_order() -> None:
     packed = base64.b64encode(struct.pack("<2f", 0.5, -2.0)).decode()
     body = vectors({"index": 1, "embedding": [1, 0.25]}, {"index": 0, "embedding": packed})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -32,6 +32,8 @@ def command(as_json: bool) -> int:
         print("no model is loaded; the first request loads one")
         return 0
     output.table(HEAD, rows, numbers=NUMBERS)
+    for line in evicted(found):
+        print(line)
     return 0
 
 
@@ -53,6 +55,15 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
         _number(runner.get("tokens_restored")),
         _expires(runner),
     )
+
+
+def evicted(runners: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which models went for those that are loaded, and what that was expected to cost."""
+    return [
+        f"evicted for {output.safe(str(runner.get('name', '')))}: {output.safe(str(what))}"
+        for runner in runners
+        for what in runner.get("made_room") or ()
+    ]
 
 
 def _number(value: Any) -> str:

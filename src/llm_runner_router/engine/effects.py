@@ -14,6 +14,13 @@ Why = Literal["overloaded", "timeout", "too_big", "load_failed", "parked", "clos
 Left = Literal["stopped", "evicted", "idle", "replaced", "closing"]
 
 
+class Group(Struct, frozen=True):
+    """A group of models of which at most `at_once` may be loaded."""
+
+    name: str
+    at_once: int = 1
+
+
 class Need(Struct, frozen=True):
     """What a request needs loaded. `key` says the model and the purpose."""
 
@@ -21,6 +28,14 @@ class Need(Struct, frozen=True):
     bytes: int
     slots: int
     pinned: bool = False
+    model: str = ""
+    """The model without the purpose; empty is the key itself."""
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The model as groups count it."""
+        return self.model or self.key
 
 
 class Limits(Struct, frozen=True):
@@ -100,3 +115,5 @@ class RunnerView(Struct, frozen=True):
     bytes: int
     expires: float | None
     """Instant at which it is unloaded if nobody asks; None while in use or pinned."""
+    made_room: tuple[str, ...] = ()
+    """What was evicted for it, and what that was expected to cost."""

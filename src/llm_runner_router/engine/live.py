@@ -14,7 +14,7 @@ from llm_runner_router.models.info import LocalModel
 
 from .base import Engine
 from .base import Purpose as Purpose
-from .effects import Left, Need
+from .effects import Group, Left, Need
 from .fit import Placement
 from .prompts import Counts, Saved
 from .threads import CpuPlan
@@ -44,12 +44,14 @@ class Known:
         engine: Engine,
         placement: Placement,
         pinned: bool,
+        groups: tuple[Group, ...] = (),
     ) -> None:
         self.model = model
         self.engine = engine
         self.purpose = purpose
         self.placement = placement
         self.pinned = pinned
+        self.groups = groups
         self.served = 0
         self.speed: float | None = None
         self.prompts = Counts()
@@ -58,7 +60,10 @@ class Known:
     def need(self) -> Need:
         """What the scheduler is told of it."""
         place = self.placement
-        return Need(key(self.model.name, self.purpose), place.bytes, place.slots, self.pinned)
+        name = self.model.name
+        return Need(
+            key(name, self.purpose), place.bytes, place.slots, self.pinned, name, self.groups
+        )
 
 
 class Live:

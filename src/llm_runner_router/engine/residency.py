@@ -34,7 +34,7 @@ from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
 from . import base, devices, llamacpp, threads
-from .effects import Effect, Grant, Limits, Refuse, Start, Stop
+from .effects import Effect, Grant, Group, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
 from .live import key as key_of
@@ -439,7 +439,8 @@ class Residency:
                 embed=purpose == "embed",
             )
             pinned = purpose == "chat" and _is_named(model.name, self._settings.pin)
-            known = self._known[key] = Known(model, purpose, engine, placement, pinned)
+            groups = _groups(model.name, self._settings)
+            known = self._known[key] = Known(model, purpose, engine, placement, pinned, groups)
         return known
 
     def _plan(self, known: Known, pid: int | None) -> threads.CpuPlan:
@@ -507,6 +508,14 @@ def _log_file(folder: Path, known: Known) -> Path:
 def _saves(known: Known) -> bool:
     """Its runner can save a slot to a file."""
     return known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
+
+
+def _groups(name: str, settings: Engine) -> tuple[Group, ...]:
+    return tuple(
+        Group(title, group.at_once)
+        for title, group in settings.groups.items()
+        if _is_named(name, group.models)
+    )
 
 
 def _is_named(name: str, pins: tuple[str, ...]) -> bool:

@@ -11,7 +11,8 @@ Laws, which the tests check on random schedules:
 - bytes of all runners that are not gone never exceed the budget;
 - a runner has at most its slots of requests, a model at most one loading runner;
 - every request ends once: granted, refused or cancelled; nothing waits while it could be served;
-- neither a pinned runner nor one with requests is evicted.
+- neither a pinned runner nor one with requests is evicted;
+- of a group of models, no more are there than may be at once.
 
 Roads not taken: eviction by count (llama.cpp's router mode) ignores that models differ a
 thousandfold in size; a lock per model (ollama) makes the order of wake-ups luck.
@@ -22,11 +23,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from .effects import (
     Effect,
     Grant,
+    Group,
     Left,
     Limits,
     ModelView,
@@ -37,7 +40,7 @@ from .effects import (
     Stop,
     Why,
 )
-from .evict import Resident, victims
+from .evict import Crowd, Resident, Uses, make_room
 
 # ---------------------------------------------------------------- state
 
@@ -58,6 +61,9 @@ class _Runner(Struct):
     """Tickets it serves, with the instant of the grant."""
     draining: Left = "stopped"
     """Why it retires."""
+    since: float = 0.0
+    """When it was started."""
+    made_room: tuple[str, ...] = ()
 
 
 class _Model(Struct):
@@ -74,6 +80,11 @@ class _Model(Struct):
     last_error: str = ""
     seconds: float = 1.0
     """Smoothed time a request holds its slot; for `retry_after`."""
+    reload: float = 0.0
+    """Seconds it took to load, smoothed; 0 before the first time."""
+    uses: Uses = Uses()
+    gone_for_it: tuple[str, ...] = ()
+    """What was evicted for it since it was last started."""
     held: bool = False
     """Stopped on purpose: a pin does not load it again until somebody asks."""
 
@@ -95,11 +106,12 @@ class Scheduler:
     def on_request(self, ticket: int, need: Need, now: float) -> list[Effect]:
         """Somebody wants `need`.
 
-        1. Closing, 2. larger than the budget, 3. parked after crashes, 4. queue full: refused.
-        5. Otherwise it waits its turn, which may come at once.
+        1. Closing, 2. larger than the budget or shut out by a pinned one, 3. parked after crashes,
+        4. queue full: refused. 5. Otherwise it waits its turn, which may come at once.
         """
         model = self._model(need)
         model.held = False
+        model.uses = model.uses.another(now)
         if self._closed:  # 1
             self._refuse(ticket, "closing", "the gateway is shutting down")
         elif (message := self._too_big(need)) is not None:  # 2
@@ -125,6 +137,8 @@ class Scheduler:
         if found is not None and found.state == "loading":
             model = self._models[found.key]
             found.state, found.last_used = "ready", now
+            took = now - found.since
+            model.reload = took if not model.reload else model.reload + 0.3 * (took - model.reload)
             model.coming = None
             if model.current is not None:
                 self._retire(self._runners[model.current], "replaced")
@@ -272,7 +286,9 @@ class Scheduler:
     def runners(self) -> tuple[RunnerView, ...]:
         """All runners that are not gone, for display."""
         return tuple(
-            RunnerView(r.number, r.key, r.state, len(r.active), r.bytes, self._expires(r))
+            RunnerView(
+                r.number, r.key, r.state, len(r.active), r.bytes, self._expires(r), r.made_room
+            )
             for r in self._runners.values()
         )
 
@@ -311,34 +327,39 @@ class Scheduler:
         """
         for model in self._hungry_by_age(now):
             missing = self._used() + model.need.bytes - self.limits.budget
-            if missing <= 0:  # 1
+            if missing <= 0 and not self._crowds(model.need, ()):  # 1
                 self._start(model, now)
                 continue
-            missing -= sum(r.bytes for r in self._runners.values() if r.state == "stopping")
-            for number in victims(missing, self._residents()):  # 2
-                runner = self._runners[number]
-                missing -= runner.bytes
-                self._retire(runner, "evicted")
-            if missing > 0 and model.waiters:  # 4, else 3
+            leaving = ("stopping",)
+            missing, crowds = missing - self._bytes(leaving), self._crowds(model.need, leaving)
+            chosen = make_room(missing, self._residents(now), crowds)
+            for number in chosen:  # 2
+                self._evict(self._runners[number], model, now)
+            if (missing > 0 or crowds) and not chosen and model.waiters:  # 4, else 3
                 if now >= model.waiters[0].since + self.limits.patience:
-                    self._drain(missing)
+                    self._drain(model, missing, now)
             return
 
-    def _drain(self, missing: int) -> None:
-        """Let runners in use finish and go, least recently used first, until it is enough."""
-        missing -= sum(r.bytes for r in self._runners.values() if r.state == "retiring")
-        able = [
-            r
-            for r in self._runners.values()
-            if r.state == "ready" and not self._models[r.key].need.pinned
-        ]
-        if sum(r.bytes for r in able) < missing:
-            return  # a pinned model is in the way; nobody else need suffer for nothing
-        for runner in sorted(able, key=lambda r: (r.last_used, r.number)):
-            if missing <= 0:
-                return
-            missing -= runner.bytes
-            self._retire(runner, "evicted")
+    def _drain(self, model: _Model, missing: int, now: float) -> None:
+        """Let runners in use finish and go, those first that cost least to load again.
+
+        None goes if that is not enough, because a pinned model is in the way, for example.
+        """
+        missing -= self._bytes(("retiring",))
+        crowds = self._crowds(model.need, ("stopping", "retiring"))
+        able = [msgspec.structs.replace(r, active=0) for r in self._residents(now)]
+        for number in make_room(missing, able, crowds):
+            self._evict(self._runners[number], model, now)
+
+    def _evict(self, runner: _Runner, model: _Model, now: float) -> None:
+        """Let `runner` go for `model`, and note what that will cost."""
+        lost = self._models[runner.key]
+        model.gone_for_it = (
+            *model.gone_for_it[-7:],
+            f"{runner.key}: {_mib(runner.bytes)}, loads in {lost.reload:.2f} s,"
+            f" asked {lost.uses.lately(now):.1f} times lately",
+        )
+        self._retire(runner, "evicted")
 
     def _hungry_by_age(self, now: float) -> list[_Model]:
         found = [
@@ -373,7 +394,17 @@ class Scheduler:
     def _start(self, model: _Model, now: float) -> None:
         need, number = model.need, self._next
         self._next += 1
-        self._runners[number] = _Runner(number, need.key, need.bytes, need.slots, "loading", now)
+        self._runners[number] = _Runner(
+            number,
+            need.key,
+            need.bytes,
+            need.slots,
+            "loading",
+            now,
+            since=now,
+            made_room=model.gone_for_it,
+        )
+        model.gone_for_it = ()
         model.coming = number
         self._out.append(Start(number, need.key))
 
@@ -430,22 +461,51 @@ class Scheduler:
     def _used(self) -> int:
         return sum(runner.bytes for runner in self._runners.values())
 
-    def _residents(self) -> list[Resident]:
+    def _bytes(self, states: tuple[str, ...]) -> int:
+        return sum(r.bytes for r in self._runners.values() if r.state in states)
+
+    def _residents(self, now: float) -> list[Resident]:
         """Ready runners; one whose model is waited for is in use."""
         return [
             Resident(
                 runner=r.number,
                 bytes=r.bytes,
                 last_used=r.last_used,
-                active=len(r.active) + len(self._models[r.key].waiters),
-                pinned=self._models[r.key].need.pinned,
+                active=len(r.active) + len(model.waiters),
+                pinned=model.need.pinned,
+                reload=model.reload,
+                expected=model.uses.lately(now),
             )
             for r in self._runners.values()
-            if r.state == "ready"
+            if r.state == "ready" and (model := self._models[r.key])
         ]
+
+    def _crowds(self, need: Need, leaving: tuple[str, ...]) -> list[Crowd]:
+        """The groups of `need` that are full without it, not counting runners that are `leaving`.
+
+        A model that is loaded twice, for two purposes or to be replaced, counts once.
+        """
+        crowds: list[Crowd] = []
+        for group in need.groups:
+            models: dict[str, list[int]] = {}
+            for runner in self._runners.values():
+                other = self._models[runner.key].need
+                if other.name != need.name and group in other.groups:
+                    if runner.state not in leaving:
+                        models.setdefault(other.name, []).append(runner.number)
+            excess = len(models) + 1 - group.at_once
+            if excess > 0:
+                crowds.append(Crowd(tuple(tuple(m) for m in models.values()), excess))
+        return crowds
 
     def _too_big(self, need: Need) -> str | None:
         """Why the model can never be loaded beside what is pinned; None if it can."""
+        for group in need.groups:
+            if (others := self._pinned_in(group, need)) and len(others) >= group.at_once:
+                return (
+                    f"of its group `{group.name}` {group.at_once} may be loaded at once, and"
+                    f" pinned are {', '.join(sorted(others))}"
+                )
         budget = self.limits.budget
         pinned = sum(
             m.need.bytes
@@ -456,6 +516,17 @@ class Scheduler:
             return None
         beside = f", and {_mib(pinned)} are taken by pinned models" if pinned else ""
         return f"it needs {_mib(need.bytes)} of memory; the budget is {_mib(budget)}{beside}"
+
+    def _pinned_in(self, group: Group, need: Need) -> set[str]:
+        """Other models of the group that are loaded and stay so."""
+        return {
+            m.need.name
+            for m in self._models.values()
+            if m.need.pinned
+            and group in m.need.groups
+            and m.need.name != need.name
+            and (m.current or m.coming)
+        }
 
     def _is_full(self, model: _Model) -> bool:
         """The queue is at its limit; slots that are free, or will be once loaded, count extra."""

@@ -46,6 +46,8 @@ class RunnerStatus(Struct, frozen=True):
     prompts_restored: int = 0
     """Prompts given back to a runner of it after a load."""
     tokens_restored: int = 0
+    made_room: tuple[str, ...] = ()
+    """What was evicted so that it could be loaded: bytes, seconds of loading, requests lately."""
     failures: int = 0
     last_error: str = ""
 
@@ -110,6 +112,7 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         prompts_saved=known.prompts.saved,
         prompts_restored=known.prompts.restored,
         tokens_restored=known.prompts.tokens,
+        made_room=runner.made_room,
         failures=view.restarts,
         last_error=view.last_error,
     )

@@ -137,7 +137,8 @@ class Worker:
             async with asyncio.timeout(timeout):
                 stdin.write(msgspec.json.encode(order) + b"\n")
                 while (report := await self._reports.get()) is not None:
-                    self.answered = True
+                    # "ready" is about the process; one may wait here from before the order.
+                    self.answered = self.answered or report.event != "ready"
                     if report.event == "listening":
                         self.unknown = report.unknown
                         return report.address

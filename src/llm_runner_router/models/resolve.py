@@ -1,21 +1,27 @@
-"""References to files on disk: `zoo:…` from the package, `file:…` from the disk.
+"""References to files on this machine: the zoo, paths and folders, the store, others' stores.
 
-Knows: where the zoo lies and the shape of its `cards.json`. Does not know: providers, plain names
-(the configuration's), downloads, engines.
+Knows: where to look, in which order, and the shape of the zoo's `cards.json`. Does not know:
+providers, names of the configuration, downloads (`pull.py`), engines. Fetches nothing: what is not
+here is an error whose hint is the command that brings it.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llm_runner_router.errors import ModelFileError, UnknownModel, Unsupported
-from llm_runner_router.refs import Ref
+from llm_runner_router import home
+from llm_runner_router.errors import ModelFileError, NotFound, UnknownModel, Unsupported
+from llm_runner_router.refs import REMOTE, Ref
 from llm_runner_router.types import Capabilities, ModelCard
 
+from .blobs import Store, name_of
+from .detect import describe
 from .formats import gguf
 from .info import LocalModel, ModelInfo
 
@@ -23,26 +29,32 @@ ZOO = Path(__file__).parent.parent / "zoo"
 """The built-in demonstration models and their `cards.json`."""
 
 
-def resolve(ref: Ref, *, zoo: Path = ZOO) -> LocalModel:
-    """The file that `ref` means, with its header read and checked.
+def resolve(ref: Ref, *, zoo: Path = ZOO, environ: Mapping[str, str] = os.environ) -> LocalModel:
+    """The model that `ref` means, if it is on this machine, with its header read and checked.
+
+    The store is asked before other programs' folders: what was pulled was verified.
+
+    Args:
+        environ: where the data folder and the other programs' folders are read.
 
     Raises:
-        UnknownModel: no such built-in model; carries the nearest names.
-        ModelFileError: the file is missing or not sound.
-        Unsupported: the reference is of a kind that is no local file.
+        UnknownModel: it is not here; the hint says how to get it, or names the nearest.
+        ModelFileError: a file is missing or not sound.
+        Unsupported: the reference is of a kind that is no local model.
     """
     match ref.kind:
         case "zoo":
             return _from_zoo(ref.name, zoo)
         case "file":
-            return _from_file(Path(ref.name).expanduser())
-        case "hf":
-            raise Unsupported(
-                f"`{ref}` is not on this machine and downloading is not built in yet",
-                hint="download the GGUF file and name its path, as in `file:/models/a.gguf`",
-                param="model",
-            )
-    raise Unsupported(f"`{ref}` is not a local model", hint="see `llmrr ls`", param="model")
+            return _from_path(Path(ref.name).expanduser())
+        case "provider":
+            raise Unsupported(f"`{ref}` is not a local model", hint="see `llmrr ls`", param="model")
+    return _from_store(ref, environ) or _from_others(ref, environ) or _not_here(ref, environ)
+
+
+def store(environ: Mapping[str, str] = os.environ) -> Store:
+    """The store of the data folder."""
+    return Store(home.find(environ).models)
 
 
 def zoo_names(*, zoo: Path = ZOO) -> tuple[str, ...]:
@@ -78,16 +90,64 @@ def _from_zoo(name: str, zoo: Path) -> LocalModel:
     return LocalModel(name=f"zoo:{name}", path=path, info=info, card=card)
 
 
-def _from_file(path: Path) -> LocalModel:
-    """A file named by its path; its absolute path is its name, so two spellings are one model."""
+def _from_path(path: Path) -> LocalModel:
+    """A file or folder named by its path; the absolute path is its name, so two spellings are one
+    model."""
     path = Path(path).absolute()
-    if path.is_dir():
+    return _local(f"file:{path}", _inside(path) if path.is_dir() else path)
+
+
+def _inside(folder: Path) -> Path:
+    """What to open of a folder: the GGUF file in it, or the folder itself."""
+    from .pick import choose
+    from .sources.path import listed
+
+    try:
+        chosen = choose(listed(folder), Ref("file", str(folder)))
+    except NotFound as exc:
         raise ModelFileError(
-            f"`{path}` is a folder, not a model file", hint="name the `.gguf` file in it"
+            f"the folder `{folder}` has no model files", hint="name the folder of one model"
+        ) from exc
+    return folder / chosen.main if chosen.main else folder
+
+
+def _from_store(ref: Ref, environ: Mapping[str, str]) -> LocalModel | None:
+    kept = store(environ)
+    stored = kept.get(name_of(ref))
+    if stored is None:
+        return None
+    return _local(stored.name, kept.path_of(stored), license=stored.license)
+
+
+def _from_others(ref: Ref, environ: Mapping[str, str]) -> LocalModel | None:
+    from .found import locate  # here: most references are answered without it
+
+    try:
+        there = locate(ref, environ)
+    except NotFound as exc:
+        raise UnknownModel(
+            f"{exc.message} on this machine", hint=f"`llmrr pull {ref}`; {exc.hint}", param="model"
+        ) from exc
+    return None if there is None else _local(there.name, there.path)
+
+
+def _not_here(ref: Ref, environ: Mapping[str, str]) -> LocalModel:
+    if ref.kind in REMOTE:
+        raise UnknownModel(
+            f"`{ref}` is not on this machine", hint=f"`llmrr pull {ref}` brings it", param="model"
         )
-    info = gguf.describe(path)
-    name = f"file:{path}"
-    return LocalModel(name=name, path=path, info=info, card=_card(name, info, {}))
+    near = difflib.get_close_matches(ref.name, store(environ).names(), n=3, cutoff=0.5)
+    meant = " or ".join(f"`{name}`" for name in near)
+    raise UnknownModel(
+        f"there is no model {ref.name[:200]!r}" + (f"; did you mean {meant}?" if near else ""),
+        hint="`llmrr ls --all` lists what is on this machine",
+        param="model",
+    )
+
+
+def _local(name: str, path: Path, *, license: str = "") -> LocalModel:
+    info = describe(path)
+    return LocalModel(name, path, info, _card(name, info, {"license": info.license or license}))
 
 
 def _card(name: str, info: ModelInfo, entry: dict[str, Any]) -> ModelCard:

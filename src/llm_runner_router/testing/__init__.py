@@ -1,6 +1,7 @@
 """Fakes for the contracts, and checks that every implementation must pass.
 
-Public: whoever writes a target, an embedder, a surface, a strategy or a policy tests it with these.
+Public: whoever writes a target, an embedder, a surface, a strategy, a policy or a model format
+tests it with these.
 
     async def test_mine() -> None:
         await check_target(lambda fake: Mine("mine", [fake("a"), fake("b")]))
@@ -19,12 +20,16 @@ from .fakes import (
     a_request,
     deltas_of,
 )
+from .formats import check_format, damaged
+from .hub import FakeHub, Fault
 
 __all__ = [
     "SITUATIONS",
     "FakeClock",
     "FakeEmbedder",
+    "FakeHub",
     "FakeTarget",
+    "Fault",
     "Gate",
     "MakeTarget",
     "Script",
@@ -32,8 +37,10 @@ __all__ = [
     "a_call",
     "a_request",
     "check_embedder",
+    "check_format",
     "check_situation",
     "check_surface",
     "check_target",
+    "damaged",
     "deltas_of",
 ]

@@ -343,7 +343,7 @@ def parse_embed(body: bytes, count: int) -> Embeddings:
     if len({len(vector) for vector in vectors}) > 1:
         raise BadResponse("embeddings of unequal length")
     told = found.usage or _Usage()
-    return Embeddings(vectors, Usage(told.prompt_tokens or told.total_tokens or 0))
+    return Embeddings(vectors, Usage(max(told.prompt_tokens or told.total_tokens or 0, 0)))
 
 
 def _floats(value: list[float] | str) -> tuple[float, ...]:

@@ -1,0 +1,285 @@
+"""From a reference to a name in the store: manifest, space, files, checks, name, in this order.
+
+Knows: where each source's files go. Does not know: protocols (`sources/`), bytes (`download.py`),
+terminals (`cli/pull.py` shows what a `Watch` is told).
+
+Files of the Hub go to Hugging Face's own cache, which every other program shares; all others to the
+store. A content that is on this machine already, wherever, is linked instead of fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
+from hashlib import sha256 as sha256_of
+from pathlib import Path
+
+import msgspec
+
+from llm_runner_router.errors import Unavailable
+from llm_runner_router.home import Home, find
+from llm_runner_router.refs import Ref
+from llm_runner_router.units import format_size
+
+from . import found
+from .blobs import Store, name_of, share
+from .download import Downloader, Fetched, Silent, Watch
+from .hubcache import HubCache, folder
+from .locks import FileLock, waiting
+from .manifest import Manifest, RemoteFile, Stored, StoredFile, check, hash_file
+from .sources import Source, source_for
+
+PATIENCE = 6 * 3600.0
+"""Seconds one download waits for another process that brings the same file."""
+SPARE = 64 << 20
+"""Bytes that stay free on the disk."""
+
+
+class Puller:
+    """Brings models to this machine.
+
+    Args:
+        environ: where the folders, tokens and proxies are read.
+        watch: told of every step.
+        downloader: default is one that tells `watch`.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] = os.environ,
+        watch: Watch | None = None,
+        *,
+        downloader: Downloader | None = None,
+    ) -> None:
+        self._environ = environ
+        self._watch = watch or Silent()
+        self._downloader = downloader or Downloader(self._watch)
+        home: Home = find(environ)
+        self.store = Store(home.models)
+        self.hub = HubCache(folder(environ))
+
+    async def pull(
+        self, ref: Ref, *, name: str | None = None, source: Source | None = None
+    ) -> Stored:
+        """Bring `ref` here and give it a name; what is there already is checked, not fetched.
+
+        Raises:
+            NotFound, UpstreamError, Unavailable, BadResponse: nothing has a new name then, and
+                what came is kept for the next time.
+        """
+        async with AsyncExitStack() as stack:
+            if source is None:
+                source = source_for(ref, self._environ)
+                stack.push_async_callback(source.close)
+            self._watch.say(f"pulling manifest {ref}")
+            manifest = check(await source.manifest(ref))
+            for note in manifest.notes:
+                self._watch.say(note)
+            shelf = _shelf(self, ref, manifest)
+            self._check_space(manifest, shelf)
+            await stack.enter_async_context(waiting(self.store.pulling(), patience=60.0))
+            files = [await self._file(source, file, shelf) for file in manifest.files]
+            files = self._remember_ours(files)
+            stored = Stored(
+                name=name or name_of(ref),
+                source=manifest.source,
+                files=tuple(files),
+                revision=manifest.revision,
+                main=manifest.main,
+                license=manifest.license,
+                notes=manifest.notes,
+            )
+            self._watch.say("writing manifest")
+            await asyncio.to_thread(shelf.finish)
+            await asyncio.to_thread(self.store.put, stored)
+        self._watch.say("success")
+        kept = self.store.get(stored.name)
+        assert kept is not None, "a name that was put is there"
+        return kept
+
+    def _remember_ours(self, files: list[StoredFile]) -> list[StoredFile]:
+        """What an earlier pull put outside the store is still ours."""
+        ours = {f.place for stored in self.store.all() for f in stored.files if f.ours}
+        return [
+            msgspec.structs.replace(
+                file, ours=file.ours or (file.place in ours and bool(file.place))
+            )
+            for file in files
+        ]
+
+    # ------------------------------------------------------------ one file
+
+    async def _file(self, source: Source, file: RemoteFile, shelf: Shelf) -> StoredFile:
+        key = _key(file)
+        lock = shelf.lock(key)
+        waited = lambda: self._watch.say(f"another process is bringing {file.path}")  # noqa: E731
+        async with waiting(lock, patience=PATIENCE, waited=waited):
+            there = await asyncio.to_thread(self._have, file, shelf)
+            if there is not None:
+                return there
+            fetched = await self._downloader.fetch(source, file, shelf.drafts, key)
+            return await asyncio.to_thread(shelf.keep, file, fetched, True)
+
+    def _have(self, file: RemoteFile, shelf: Shelf) -> StoredFile | None:
+        """The file, if its content is on this machine and sound; linked to where it belongs."""
+        digest = file.digest
+        if digest is None:
+            return None
+        mine = shelf.find(file)
+        places = [mine] if mine is not None else []
+        if digest.algorithm == "sha256":
+            places += found.by_sha256(digest.hex, self._environ, self.store, self.hub)
+        for place in places:
+            try:
+                size = place.stat().st_size
+                if file.size not in (None, size):
+                    continue
+                self._watch.say(f"verifying sha256 {file.path}")
+                sums = hash_file(place, digest)
+            except OSError:
+                continue
+            if sums[digest.algorithm] != digest.hex:
+                self._watch.say(f"`{place}` is damaged; bringing {file.path} again")
+                continue
+            self._watch.begin(file.path, size, size)
+            self._watch.end(file.path)
+            if place == mine:
+                return shelf.keep(file, Fetched(place, size, sums["sha256"]), False)
+            shelf.drafts.mkdir(parents=True, exist_ok=True)
+            draft = shelf.drafts / f"{digest.hex}.{os.getpid()}.adopted"
+            draft.unlink(missing_ok=True)
+            try:
+                share(place, draft)
+                return shelf.keep(file, Fetched(draft, size, sums["sha256"]), True)
+            finally:
+                draft.unlink(missing_ok=True)
+        return None
+
+    def _check_space(self, manifest: Manifest, shelf: Shelf) -> None:
+        """Nothing, if what is missing fits the disk.
+
+        Raises:
+            Unavailable: it does not; says what it needs and what there is.
+        """
+        missing = 0
+        for file in manifest.files:
+            part = shelf.drafts / f"{_key(file)}.part"
+            with suppress(OSError):
+                # Blocks, not length: an unfinished file has its final length from the start.
+                missing -= min(part.stat().st_blocks * 512, file.size or 0)
+            place = shelf.find(file)
+            missing += 0 if place is not None and place.exists() else file.size or 0
+        at = shelf.drafts
+        while not at.exists():
+            at = at.parent
+        free = shutil.disk_usage(at).free
+        if missing > 0 and missing + SPARE > free:
+            raise Unavailable(
+                f"not enough space for `{manifest.name}`: it needs {format_size(missing + SPARE)}, "
+                f"{format_size(free)} are free at `{at}`",
+                hint="`llmrr prune` deletes what no name means; `llmrr rm` forgets models",
+            )
+
+
+# ---------------------------------------------------------------- where files go
+
+
+class Shelf:
+    """Where the files of one model go: the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.drafts = store.partial
+        """Where unfinished files lie: on the file system of the finished ones."""
+
+    def find(self, file: RemoteFile) -> Path | None:
+        """Where the content is, if it is here under its digest."""
+        if file.digest is None or file.digest.algorithm != "sha256":
+            return None
+        blob = self._store.blob(file.digest.hex)
+        return blob if blob.exists() else None
+
+    def lock(self, key: str) -> FileLock:
+        """The lock on one content."""
+        return self._store.lock(key)
+
+    def keep(self, file: RemoteFile, fetched: Fetched, new: bool) -> StoredFile:
+        """A checked file takes its place; `new` if it was not there before."""
+        if new:
+            self._store.commit(fetched.path, fetched.sha256)
+        return StoredFile(file.path, fetched.size, fetched.sha256)
+
+    def finish(self) -> None:
+        """All files are there."""
+
+
+class HubShelf(Shelf):
+    """Where the files of a repository of the Hub go: Hugging Face's own cache."""
+
+    def __init__(self, store: Store, hub: HubCache, ref: Ref, commit: str) -> None:
+        super().__init__(store)
+        self._hub = hub
+        self._repo = ref.name
+        self._revision = ref.revision or "main"
+        self._commit = commit
+        self.drafts = hub.repo(ref.name) / "blobs"
+
+    def find(self, file: RemoteFile) -> Path | None:
+        """See `Shelf`."""
+        blob = self._hub.blob(self._repo, file)
+        return blob if blob is not None and blob.exists() else None
+
+    def lock(self, key: str) -> FileLock:
+        """See `Shelf`."""
+        return self._hub.lock(self._repo, key)
+
+    def keep(self, file: RemoteFile, fetched: Fetched, new: bool) -> StoredFile:
+        """See `Shelf`."""
+        if file.digest is None:  # nothing in this cache is without one
+            return super().keep(file, fetched, new)
+        if new:
+            self._hub.commit(self._repo, fetched.path, file)
+        at = self._hub.point(self._repo, self._commit, file)
+        return StoredFile(file.path, fetched.size, fetched.sha256, str(at), ours=new)
+
+    def finish(self) -> None:
+        """See `Shelf`."""
+        self._hub.name(self._repo, self._revision, self._commit)
+
+
+def _shelf(puller: Puller, ref: Ref, manifest: Manifest) -> Shelf:
+    if manifest.source == "huggingface":
+        return HubShelf(puller.store, puller.hub, ref, manifest.revision)
+    return Shelf(puller.store)
+
+
+def _key(file: RemoteFile) -> str:
+    """The name under which an unfinished file is kept: by content, else by address."""
+    if file.digest is not None:
+        return file.digest.hex
+    return "url-" + sha256_of(file.url.encode()).hexdigest()
+
+
+def remove(name: str, store: Store, hub: HubCache) -> tuple[Stored | None, int]:
+    """Forget a name and delete what a pull brought for it and no other name needs: bytes freed.
+
+    Files that other programs put where they are stay.
+
+    Raises:
+        UnknownModel: there is no such name.
+    """
+    stored, freed = store.remove(name)
+    if stored is None:
+        return None, freed
+    needed = {file.place for other in store.all() for file in other.files}
+    for file in stored.files:
+        if file.place and file.ours and file.place not in needed:
+            with suppress(OSError):
+                freed += hub.remove(Path(file.place))
+    return stored, freed
+
+
+__all__ = ["HubShelf", "Puller", "Shelf", "remove"]

@@ -1,0 +1,189 @@
+"""The torch engine: a folder of the zoo asked like any local model, against transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from msgspec import Raw
+
+from llm_runner_router.deltas import collect
+from llm_runner_router.engine import torch as engine
+from llm_runner_router.engine.devices import Machine
+from llm_runner_router.errors import ContextTooLong, LoadFailed
+from llm_runner_router.models.info import LocalModel, ModelInfo
+from llm_runner_router.types import Message, Request, ResponseFormat, Sampling
+
+from .locally import CALL, HUB, Locally, model_at
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("torch")]
+
+FOLDER = HUB / "tiny-general"
+MACHINE = Machine(physical=2, allowed=2, quota=None, memory=1 << 34, available=1 << 34)
+PROMPTS = [
+    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n",
+    "The year has",
+]
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Locally]:
+    local = Locally(slots=2)
+    yield local
+    local.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    return model_at(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[dict[str, Any]]:
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.engine.reference", str(FOLDER)],
+        input=json.dumps(PROMPTS),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    ).stdout
+    found: list[dict[str, Any]] = json.loads(output)
+    return found
+
+
+def asked(prompt: str, **sampling: Any) -> Request:
+    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
+    return Request(model="m", prompt=prompt, sampling=Sampling(**settings))
+
+
+def chat(text: str, **sampling: Any) -> Request:
+    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
+    return Request(model="m", messages=(Message("user", text),), sampling=Sampling(**settings))
+
+
+def test_greedy_answers_are_those_of_transformers(
+    local: Locally, model: LocalModel, reference: list[dict[str, Any]]
+) -> None:
+    for prompt, expected in zip(PROMPTS, reference, strict=True):
+        answer = local.ask(model, asked(prompt, logprobs=True, top_logprobs=3))
+        parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
+        told = [one for part in parts for one in part["content"]]
+        ends = expected["tokens"][-1] == 2
+        tokens = expected["tokens"][: -1 if ends else None]
+        assert [one["id"] for one in told] == tokens
+        assert answer.choices[0].finish == ("stop" if ends else "length")
+        first = told[0]
+        assert first["logprob"] == pytest.approx(expected["logprobs"][first["id"]], abs=1e-4)
+        assert first["top_logprobs"][0]["logprob"] == max(
+            one["logprob"] for one in first["top_logprobs"]
+        )
+        assert answer.text == "".join(one["token"] for one in told)
+    (row,) = [row for row in local.residency.status() if row.purpose == "chat"]
+    assert (row.engine, row.state) == ("torch", "ready")
+    assert row.memory is not None
+    assert row.memory < row.reserved
+
+
+def test_a_chat_is_rendered_by_the_models_template(
+    local: Locally, model: LocalModel, reference: list[dict[str, Any]]
+) -> None:
+    answer = local.ask(model, chat("What is 12 + 30?"))
+    assert answer.text == reference[0]["text"]
+    again = local.ask(model, chat("What is 12 + 30?"))
+    assert again.usage is not None
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert again.text == answer.text
+    assert answer.timings is not None
+
+
+def test_seeds_and_stop_sequences(local: Locally, model: LocalModel) -> None:
+    hot = {"temperature": 1.5, "seed": 11}
+    one, same = (local.ask(model, chat("Tell me a story.", **hot)).text for _ in range(2))
+    assert one == same
+    other = local.ask(model, chat("Tell me a story.", **hot | {"seed": 12})).text
+    assert one != other
+    whole = local.ask(model, chat("Tell me about the sea.")).text
+    stop = whole[5:9]
+    cut = local.ask(model, chat("Tell me about the sea.", stop=(stop,)))
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.choices[0].finish == "stop"
+
+
+def test_a_schema_holds_the_answer(local: Locally, model: LocalModel) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    form = ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), "x")
+    request = chat("Where is it?", temperature=2.0, seed=3)
+    answer = local.ask(model, msgspec.structs.replace(request, response_format=form))
+    jsonschema.validate(msgspec.json.decode(answer.text), schema)
+
+
+def test_whoever_leaves_frees_the_slot(local: Locally, model: LocalModel) -> None:
+    endless = msgspec.structs.replace(
+        chat("Tell me a story.", max_tokens=900), extra={"ignore_eos": Raw(b"true")}
+    )
+
+    async def leave() -> None:
+        async with local.target(model).open(endless, CALL) as deltas:
+            await anext(deltas)
+
+    async def left() -> str:
+        await asyncio.gather(*(leave() for _ in range(4)))
+        async with local.target(model).open(chat("What is 1 + 1?", max_tokens=2), CALL) as deltas:
+            return (await collect(deltas)).text
+
+    assert local.run(left())
+
+
+def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:
+    with pytest.raises(ContextTooLong):
+        local.ask(model, chat("word " * 2000))
+
+
+def test_vectors_are_the_mean_of_the_last_layer(
+    local: Locally, model: LocalModel, reference: list[dict[str, Any]]
+) -> None:
+    found = local.embed(model, *PROMPTS)
+    for vector, expected in zip(found.vectors, reference, strict=True):
+        assert list(vector) == pytest.approx(expected["vector"], abs=1e-4)
+
+
+def test_code_of_a_model_is_never_run(local: Locally, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_evil.py").write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(LoadFailed, match="auto_map"):
+        local.ask(model_at(folder), chat("hello"))
+
+
+def test_options_are_checked(local: Locally) -> None:
+    with pytest.raises(LoadFailed, match="float8"):
+        local.ask(model_at(FOLDER, name="other", options={"dtype": "float8"}), chat("hello"))
+
+
+def test_what_it_runs() -> None:
+    def verdict(format: str) -> bool:
+        return engine.can_run(ModelInfo(format=format, architecture="llama"), MACHINE).can
+
+    assert verdict("safetensors")
+    assert verdict("pytorch")
+    assert not verdict("gguf")
+    assert not verdict("onnx")
