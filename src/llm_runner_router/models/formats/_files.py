@@ -34,7 +34,11 @@ HINT: Final = "download it again, or convert it anew"
 
 
 class Bad(Exception):
-    """What is wrong with a file, without the file's name."""
+    """What is wrong with a file, without the file's name; and the next step."""
+
+    def __init__(self, reason: str, hint: str = HINT) -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 def refusal(path: Path, reason: object, hint: str = HINT) -> ModelFileError:
@@ -52,7 +56,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Bad as exc:
-        raise refusal(path, exc) from None
+        raise refusal(path, exc, exc.hint) from None
     except FileNotFoundError as exc:
         missing = exc.filename or path
         raise ModelFileError(

@@ -17,19 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from msgspec import Struct
-
 from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
-from ._files import MAX_ENTRIES, Bad, Opened, Place, inside, naming, parse_json, read_object
+from ._files import MAX_ENTRIES, Bad, Opened, Place, Source, inside, naming, parse_json, read_object
 from ._hub import checked_info, facts
+from ._parts import Part, all_sources, all_weights, count, distinct, indexed
 
 MAX_HEADER: Final = 100 * 1024 * 1024
 """Bytes of a header; the limit that the format's own library sets."""
 MAX_DIMS: Final = 8
-MAX_PARTS: Final = 4096
-MAX_INDEX: Final = 64 * 1024 * 1024
 INDEX: Final = "model.safetensors.index.json"
 BITS: Final[dict[str, int]] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16,
@@ -38,16 +35,6 @@ BITS: Final[dict[str, int]] = {
 }  # fmt: skip
 """Bits per number of each type, as in the `Dtype` of safetensors 0.8."""
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
-
-
-class Part(Struct, frozen=True):
-    """One file: its tensors in the order of their data, where that begins, and its metadata."""
-
-    path: Path
-    size: int
-    weights: dict[str, Weight]
-    places: dict[str, Place]
-    metadata: dict[str, str]
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -76,9 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     with naming(path):
         parts, info, config = _load(path)
-    weights = {name: weight for part in parts for name, weight in part.weights.items()}
-    places = {name: place for part in parts for name, place in part.places.items()}
-    return Opened(path, info, config, weights, places)
+    return Opened(path, info, config, all_weights(parts), all_sources(parts))
 
 
 def read_parts(path: Path) -> list[Part]:
@@ -93,12 +78,12 @@ def read_parts(path: Path) -> list[Part]:
     index = next((p for p in (path / INDEX, *sorted(path.glob("*.safetensors.index.json")))
                   if p.is_file()), None)  # fmt: skip
     if index is not None:
-        return _indexed(path, index)
+        return indexed(path, index, read_part)
     names = _names_of(path)
     if not names:
         raise Bad("the folder has no `.safetensors` file")
     parts = [read_part(inside(path, name, "the file")) for name in names]
-    _distinct(parts)
+    distinct(parts)
     return parts
 
 
@@ -132,8 +117,10 @@ def read_part(path: Path) -> Part:
     found = sorted(_entries(header, size - start), key=lambda e: (e[1], e[2]))
     _covered(found, size - start)
     weights = {w.name: w for w, _, _ in found}
-    places = {w.name: Place(path, start + begin, w.bytes) for w, begin, _ in found}
-    return Part(path, size, weights, places, metadata)
+    sources: dict[str, Source] = {
+        w.name: Place(path, start + begin, w.bytes) for w, begin, _ in found
+    }
+    return Part(path, size, weights, sources, metadata)
 
 
 def _entries(header: dict[str, Any], room: int) -> Iterator[tuple[Weight, int, int]]:
@@ -197,35 +184,6 @@ def _names_of(folder: Path) -> list[str]:
     return parts or [name for name in names if not name.startswith("consolidated")] or names
 
 
-def _indexed(folder: Path, index: Path) -> list[Part]:
-    """The parts that an index lists; every tensor where it says, none besides."""
-    where = read_object(index, MAX_INDEX).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise Bad(f"`{index.name}` has no `weight_map`")
-    files = list(dict.fromkeys(str(value) for value in where.values()))
-    if len(files) > MAX_PARTS:
-        raise Bad(f"`{index.name}` lists {len(files)} files, more than {MAX_PARTS}")
-    parts = []
-    for name in sorted(files):
-        part = read_part(inside(folder, name, f"`{index.name}`: the part"))
-        missing = [n for n, file in where.items() if file == name and n not in part.weights]
-        if missing:
-            raise Bad(f"`{name}` lacks the tensor {missing[0][:80]!r} that `{index.name}` lists")
-        parts.append(part)
-    _distinct(parts)
-    return parts
-
-
-def _distinct(parts: list[Part]) -> None:
-    seen: dict[str, Path] = {}
-    for part in parts:
-        for name in part.weights:
-            if name in seen:
-                first, second = seen[name].name, part.path.name
-                raise Bad(f"the tensor {name[:80]!r} is in `{first}` and in `{second}`")
-            seen[name] = part.path
-
-
 # ---------------------------------------------------------------- facts
 
 
@@ -244,27 +202,11 @@ def _load(path: Path) -> tuple[list[Part], ModelInfo, dict[str, Any]]:
         base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         if any(".lora_" in name for name in names):
             notes.append(f"it is a LoRA adapter for {str(base)[:200]!r}, not a model by itself")
-    counted = count(weight for part in parts for weight in part.weights.values())
     info = checked_info(
         format="safetensors",
         bytes=sum(part.size for part in parts),
         notes=tuple(notes),
-        **counted,
+        **count(all_weights(parts).values()),
         **fields,
     )
     return parts, info, config
-
-
-def count(weights: Iterator[Weight]) -> dict[str, Any]:
-    """The fields of `ModelInfo` that a list of tensors tells."""
-    types: dict[str, int] = {}
-    parameters = tensors = 0
-    for weight in weights:
-        types[weight.dtype] = types.get(weight.dtype, 0) + weight.bytes
-        product = 1
-        for length in weight.shape:
-            product *= length
-        parameters += product
-        tensors += 1
-    most = max(types, key=types.__getitem__) if types else ""
-    return {"types": types, "parameters": parameters, "tensors": tensors, "quantisation": most}
