@@ -37,7 +37,17 @@ from .strategies.auto import Auto
 from .strategies.requested import RequestedFallbacks
 from .strategies.stats import LiveStats, TargetStats
 from .strategies.tasks import classify
-from .types import Call, Decision, Embedder, ModelCard, Request, Target
+from .tokens.desk import TokenDesk
+from .types import (
+    Call,
+    Decision,
+    Embedder,
+    ModelCard,
+    Request,
+    Target,
+    Tokenized,
+    TokenizeRequest,
+)
 
 
 class Closable(Protocol):
@@ -105,6 +115,7 @@ class App:
         self._sink = FileSink(folder, keep_days=config.record.keep_days)
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, Target] = {}
+        self.tokens = TokenDesk(self._local)
         self._leaves = AppLeaves(
             config,
             residency=self.residency,
@@ -140,6 +151,7 @@ class App:
             self._state = "open"
             self._loop = asyncio.get_running_loop()
             self._life.callback(self._sink.close)
+            self._life.push_async_callback(self.tokens.aclose)
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)
         try:
@@ -204,6 +216,22 @@ class App:
         """
         found = embedder_of(self._tree.find(model))
         return GuardedEmbedder(found, self._sink, self.config.deadline, self.clock)
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """The tokens of a text or a conversation for a local model, which is not loaded for it.
+
+        Raises:
+            UnknownModel, Unsupported, BadRequest, ModelFileError
+        """
+        return await self.tokens.tokenize(request)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of token ids of a local model.
+
+        Raises:
+            UnknownModel, Unsupported, BadRequest, ModelFileError
+        """
+        return await self.tokens.detokenize(model, ids)
 
     def cards(self) -> Sequence[ModelCard]:
         """A card for every served name that can be used."""

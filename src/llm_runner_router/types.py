@@ -175,7 +175,32 @@ class EmbedRequest(Struct, frozen=True):
     user: str | None = None
 
 
+class TokenizeRequest(Struct, frozen=True):
+    """A text, or a conversation, to cut into tokens without asking the model."""
+
+    model: str
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    special: bool = False
+    """Names of control tokens in `text` are read as those tokens."""
+    around: bool = False
+    """`text` gets the tokens around it that the model wants around a whole prompt."""
+    add_generation_prompt: bool = True
+    """The conversation ends where the answer begins."""
+
+
 # ---------------------------------------------------------------- what is answered
+
+
+class Tokenized(Struct, frozen=True):
+    """Tokens of a text: ids, and the bytes of each; control tokens by their names."""
+
+    model: str
+    ids: tuple[int, ...]
+    pieces: tuple[bytes, ...]
+    context: int = 0
+    """Tokens that the model was made for at once; zero where its file does not say."""
 
 
 class Usage(Struct, frozen=True, gc=False):

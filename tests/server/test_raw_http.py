@@ -105,6 +105,8 @@ async def test_only_health_answers_without_a_key() -> None:
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
             ("POST", "/v1/embeddings"),
+            ("POST", "/v1/tokenize"),
+            ("POST", "/v1/detokenize"),
             ("GET", "/llmrr/ps"),
             ("POST", "/llmrr/shutdown"),
             ("GET", "/"),

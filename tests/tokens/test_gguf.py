@@ -187,6 +187,8 @@ def test_ids_out_of_range_are_refused() -> None:
     for id in (-1, tokenizer.size, 2**40):
         with pytest.raises(BadRequest, match="is no token"):
             tokenizer.decode([id])
+        with pytest.raises(BadRequest, match="is no token"):
+            tokenizer.decode([id], skip_special=False)
 
 
 def test_a_long_line_without_spaces_takes_no_quadratic_time(compared: Compared) -> None:

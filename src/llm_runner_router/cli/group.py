@@ -22,6 +22,7 @@ VERBS = {
     "ps": "Show the loaded models.",
     "ls": "List the models that can be asked.",
     "show": "Tell what is known about a model.",
+    "tokenize": "Cut a text into a model's tokens, or count them.",
     "stop": "Unload a model, or stop the server.",
     "explain": "Tell which model would answer a prompt, and why.",
     "doctor": "Check this machine and this installation.",

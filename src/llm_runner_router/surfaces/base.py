@@ -19,6 +19,8 @@ from llm_runner_router.types import (
     Origin,
     Request,
     Target,
+    Tokenized,
+    TokenizeRequest,
     Trace,
     Usage,
 )
@@ -93,6 +95,22 @@ class Gateway(Protocol):
 
         Raises:
             UnknownModel, Unsupported
+        """
+        ...
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """The tokens of a text or a conversation, without loading the model.
+
+        Raises:
+            UnknownModel, Unsupported, BadRequest, ModelFileError
+        """
+        ...
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens by their names.
+
+        Raises:
+            UnknownModel, Unsupported, BadRequest, ModelFileError
         """
         ...
 

@@ -22,7 +22,15 @@ from llm_runner_router.config import Server
 from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError, Unavailable
 from llm_runner_router.types import Call, Delta, ModelCard, Request
 
-from . import openai_chat, openai_completions, openai_embeddings, openai_json, openai_models, sse
+from . import (
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_json,
+    openai_models,
+    sse,
+    tokenize,
+)
 from .admin import AdminRoutes
 from .base import Gateway, Reply
 from .exchange import (
@@ -96,6 +104,8 @@ class HttpApp:
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
             "/embeddings": {"POST": self._embeddings},
+            "/tokenize": {"POST": self._tokenize},
+            "/detokenize": {"POST": self._detokenize},
             "/models": {"GET": self._models},
             "/livez": {"GET": _alive},
             "/readyz": {"GET": _alive},
@@ -195,6 +205,20 @@ class HttpApp:
                 reply.origin, reply.usage = result.origin, result.usage
                 head = [*answer_headers(reply), *figures(reply, 0)]
                 await exchange.json(200, openai_embeddings.encode(result, asked), head)
+
+    async def _tokenize(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            asked = _readable(exchange, tokenize.decode, await self.body(exchange))
+            async with exchange.watching():
+                found = await self.gateway.tokenize(asked.request)
+                await exchange.json(200, tokenize.encode(found, asked))
+
+    async def _detokenize(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            model, ids = _readable(exchange, tokenize.decode_ids, await self.body(exchange))
+            async with exchange.watching():
+                text = await self.gateway.detokenize(model, ids)
+                await exchange.json(200, tokenize.encode_text(model, text))
 
     async def _models(self, exchange: Exchange, caller: str) -> None:
         cards = self.gateway.cards()

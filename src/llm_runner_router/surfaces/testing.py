@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from llm_runner_router.errors import UnknownModel
+from llm_runner_router.errors import BadRequest, UnknownModel
 from llm_runner_router.policy.auth import Key, Keys
 from llm_runner_router.types import (
     Call,
@@ -16,6 +16,8 @@ from llm_runner_router.types import (
     ModelCard,
     Request,
     Target,
+    Tokenized,
+    TokenizeRequest,
     Trace,
 )
 
@@ -71,6 +73,25 @@ class FakeGateway:
     def embedder(self, model: str) -> Embedder:
         """See `Gateway`."""
         return self._found(self.embedders, model)
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
+        """See `Gateway`: every byte is a token; `around` begins with 256, called `<s>`."""
+        self.target(request.model)
+        text = request.text
+        if text is None:
+            text = "".join(f"{m.role}: {m.text}\n" for m in request.messages)
+        data = text.encode("utf-8", "replace")
+        ids = (*((256,) if request.around else ()), *data)
+        pieces = tuple(b"<s>" if id == 256 else bytes((id,)) for id in ids)
+        return Tokenized(request.model, ids, pieces, context=512)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        """See `Gateway`."""
+        self.target(model)
+        wrong = next((id for id in ids if not 0 <= id <= 256), None)
+        if wrong is not None:
+            raise BadRequest(f"{wrong} is no token", param="tokens")
+        return b"".join(b"<s>" if i == 256 else bytes((i,)) for i in ids).decode("utf-8", "replace")
 
     def cards(self) -> Sequence[ModelCard]:
         """See `Gateway`."""

@@ -151,7 +151,8 @@ class GgufTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """See `base.Tokenizer`. The space that encoding put before the text is taken away."""
-        kept = [self._pieces[i] for i in ids if not (skip_special and self.is_special(i))]
+        checked = [self._checked(id) for id in ids]
+        kept = [self._pieces[i] for i in checked if not (skip_special and self.is_special(i))]
         if self._strips and (first := next((i for i, p in enumerate(kept) if p), None)) is not None:
             kept[first] = kept[first].removeprefix(b" ")
         return b"".join(kept).decode("utf-8", "replace")
