@@ -78,6 +78,7 @@ async def served(
         yield Client(await server.listen()), api
     finally:
         await server.close()
+        api.close()
         await asyncio.sleep(0)
 
 

@@ -6,6 +6,7 @@ words of OpenAI and llama.cpp's server. Does not know: sockets (`http.py`), whic
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import time
@@ -77,6 +78,10 @@ class Api:
         self._turns = Turns()
         self._pool = Pool(loaded, order.slots, self._turns)
 
+    def close(self) -> None:
+        """End what was started."""
+        self._template.close()
+
     def routes(self) -> dict[str, Handler]:
         """Every route there is."""
         return {
@@ -96,7 +101,9 @@ class Api:
         tagged = CALL in self._template.source
         asked = asking.read(request.body, chat=True, tagged=tagged)
         assert asked.messages is not None
-        prompt = self._template.render(asked.messages, asked.tools, **asked.variables)
+        prompt = await asyncio.to_thread(
+            self._template.render, asked.messages, asked.tools, asked.variables
+        )
         tokens = self._loaded.vocabulary.encode(prompt, begin=False)
         thinks = THINK in self._template.source
         reader = Reader(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from . import serving
 from .sampling import Logits
 from .session import Order, Session
+from .vocabulary import wrapped
 
 END, ANSWER = 256, 257
 """Tokens after the bytes: the end of an answer, and the beginning of one."""
@@ -76,24 +77,7 @@ class ByteVocabulary:
 
     def matcher_source(self) -> Any:
         """See `session.Vocabulary`."""
-        from llguidance import TokenizerWrapper
-
-        return TokenizerWrapper(_ByteTokens())
-
-
-class _ByteTokens:
-    """What llguidance asks of a tokenizer."""
-
-    eos_token_id = END
-    bos_token_id = None
-
-    def __init__(self) -> None:
-        # Special tokens are told apart by a byte that no text has.
-        self.tokens = [bytes([b]) for b in range(256)] + [b"\xff<end>", b"\xff<answer>"]
-        self.special_token_ids = [END, ANSWER]
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
+        return wrapped(self, SIZE)
 
 
 class MockModel:

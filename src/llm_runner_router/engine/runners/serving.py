@@ -38,7 +38,12 @@ def serve(order: dict[str, Any], tell: Tell, load: Callable[[Order], Loaded]) ->
 
 
 async def _serve(loaded: Loaded, order: Order, tell: Tell) -> None:
-    server = HttpServer(Api(loaded, order).routes(), order.api_key)
+    api = Api(loaded, order)
+    server = HttpServer(api.routes(), order.api_key)
     address = await server.listen()
     tell({"event": "listening", "address": address})
-    await asyncio.Event().wait()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.close()
+        api.close()

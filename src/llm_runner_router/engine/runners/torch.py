@@ -88,7 +88,7 @@ class TorchModel:
         self._model: Any = _load(folder, self._kind, dtype).to(device).eval()
         settings = read_json(folder / "tokenizer_config.json")
         self.vocabulary = HubVocabulary(
-            folder / "tokenizer.json",
+            folder,
             ends=_ends(folder, config),
             size=int(config.get("vocab_size") or 0) or None,
         )

@@ -1,40 +1,29 @@
-"""The vocabulary of a Hugging Face folder, for our own endpoint.
+"""The vocabulary of a model's folder, as our own endpoint wants it.
 
-Knows: `tokenizer.json`, and how its decoders spell bytes. Does not know: models.
+Knows: `tokens/`, what llguidance asks for. Does not know: models, files' formats.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Engine
 
-from .refusal import Refusal
+from llm_runner_router.errors import BadRequest, RunnerError
+from llm_runner_router.tokens.load import load
 
-_BYTE = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
-
-
-def byte_letters() -> dict[str, int]:
-    """The letters that byte-level vocabularies write bytes with (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {chr(byte): byte for byte in printable}
-    others = (byte for byte in range(256) if byte not in set(printable))
-    letters.update({chr(256 + i): byte for i, byte in enumerate(others)})
-    return letters
-
-
-_LETTERS = byte_letters()
+from .refusal import Refusal, unsupported
+from .session import Vocabulary
 
 
 class HubVocabulary:
-    """A `tokenizer.json`.
+    """The tokenizer of a Hugging Face folder.
 
     Args:
-        path: the file.
+        path: the folder, or one of its tokenizer's files.
         ends: tokens that end an answer.
         size: how many logits the model gives; it may be more than there are tokens.
 
@@ -43,23 +32,13 @@ class HubVocabulary:
     """
 
     def __init__(self, path: Path, *, ends: Iterable[int] = (), size: int | None = None) -> None:
+        folder = path if path.is_dir() else path.parent
         try:
-            self._text = path.read_text("utf-8")
-            self._tokenizer = Tokenizer.from_str(self._text)
-            content = json.loads(self._text)
-        except Exception as exc:  # `tokenizers` raises plain Exceptions
-            raise Refusal(f"cannot read the tokenizer `{path}`: {exc}") from exc
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = content.get("added_tokens") or ()
-        self._special = frozenset(int(t["id"]) for t in added if t.get("special"))
-        self._added = {int(t["id"]): str(t["content"]) for t in added}
-        decoders = json.dumps(content.get("decoder") or {}) + json.dumps(
-            content.get("pre_tokenizer") or {}
-        )
-        self._letters = '"ByteLevel"' in decoders
-        self._wordpiece = '"WordPiece"' in decoders
-        self._size = size or self._tokenizer.get_vocab_size()
+            self._tokenizer = load(path)
+        except RunnerError as exc:
+            raise Refusal(exc.message, status=500) from exc
+        self._file = folder / "tokenizer.json"
+        self._size = size or self._tokenizer.size
         self.ends = frozenset(ends)
 
     @property
@@ -69,35 +48,67 @@ class HubVocabulary:
 
     def encode(self, text: str, *, begin: bool) -> list[int]:
         """See `session.Vocabulary`."""
-        return list(self._tokenizer.encode(text, add_special_tokens=begin).ids)
+        return self._tokenizer.encode(text, special=True, add_bos=None if begin else False)
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Two texts as a cross-encoder takes them: tokens, and which text each belongs to."""
-        found = self._tokenizer.encode(first, second)
+        """Two texts as a cross-encoder takes them: tokens, and which text each belongs to.
+
+        Raises:
+            Refusal: there is no `tokenizer.json`, which says how.
+        """
+        if not self._file.is_file():
+            raise unsupported("this model has no tokenizer.json to put two texts together", "query")
+        found = Engine.from_file(str(self._file)).encode(first, second)
         return list(found.ids), list(found.type_ids)
 
     def piece(self, token: int) -> bytes:
-        """See `session.Vocabulary`."""
-        if token in self._added:
-            return self._added[token].encode()
-        word = self._tokenizer.id_to_token(token)
-        if word is None:
+        """See `session.Vocabulary`; a number that only pads the model's output is nothing."""
+        try:
+            return self._tokenizer.piece(token)
+        except BadRequest:
             return b""
-        if self._letters:
-            return bytes(_LETTERS.get(letter, 0x3F) for letter in word)
-        if byte := _BYTE.match(word):
-            return bytes([int(byte[1], 16)])
-        if self._wordpiece:
-            return (word.removeprefix("##") if word.startswith("##") else " " + word).encode()
-        return str(word).replace("\u2581", " ").encode()
 
     def is_special(self, token: int) -> bool:
         """See `session.Vocabulary`."""
-        return token in self._special
+        return self._tokenizer.is_special(token)
 
     def matcher_source(self) -> Any:
         """See `session.Vocabulary`."""
-        return self._text
+        if self._file.is_file():
+            return self._file.read_text("utf-8")
+        return wrapped(self, self._tokenizer.size)
+
+
+def wrapped(vocabulary: Vocabulary, size: int) -> Any:
+    """A vocabulary as llguidance takes those it does not know.
+
+    Args:
+        size: tokens that have bytes.
+    """
+    from llguidance import TokenizerWrapper
+
+    return TokenizerWrapper(_Pieces(vocabulary, size))
+
+
+class _Pieces:
+    """What llguidance asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, size: int) -> None:
+        self._vocabulary = vocabulary
+        special = [token for token in range(size) if vocabulary.is_special(token)]
+        self.eos_token_id = min(vocabulary.ends, default=0)
+        self.special_token_ids = special
+        # Special tokens are told apart by a byte that no text has.
+        self.tokens = [
+            (b"\xff" if vocabulary.is_special(token) else b"") + vocabulary.piece(token)
+            for token in range(size)
+        ]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        words = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._vocabulary.encode(words, begin=False)
 
 
 class Decoder:
@@ -109,8 +120,6 @@ class Decoder:
     """
 
     def __init__(self, vocabulary: Any, shown: frozenset[str] = frozenset()) -> None:
-        import codecs
-
         self._vocabulary = vocabulary
         self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
