@@ -1,8 +1,9 @@
 """A language model of random weights, large enough that decoding is bound by memory.
 
-Knows: the GGUF container (version 3), the Llama tensor names, the block layouts of Q8_0 and Q4_0
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Takes tokenizer and chat template from
-a zoo model. What the model says is noise; its speed is that of a real one of its size.
+Knows: the GGUF container (version 3), the Llama tensor names, the block layouts of the types below
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, ggml's `ggml-common.h`). Takes tokenizer
+and chat template from a zoo model. What the model says is noise; its speed is that of a real one of
+its size.
 """
 
 from __future__ import annotations
@@ -18,14 +19,30 @@ from msgspec import Struct
 
 from .proc import BenchError
 
-Quant = Literal["Q8_0", "Q4_0"]
-BLOCK = 32
-"""Weights per block; a block is a 16-bit scale and 32 or 16 bytes of weights."""
-_BLOCK_BYTES: dict[str, int] = {"Q8_0": 34, "Q4_0": 18}
-_TYPE: dict[str, int] = {"F32": 0, "Q4_0": 2, "Q8_0": 8}
-_FILE_TYPE: dict[str, int] = {"Q4_0": 2, "Q8_0": 7}
-_SPREAD: dict[str, float] = {"Q8_0": 73.9, "Q4_0": 4.6}
-"""Standard deviation of uniformly random weights before the scale."""
+Quant = Literal["F16", "Q8_0", "Q4_0", "Q4_K_M"]
+"""`Q4_K_M` is a mix: Q4_K, with Q6_K for the output, half of the values and half of the MLPs' last
+matrices."""
+
+
+class _Kind(Struct, frozen=True):
+    """A tensor type: its number in the file, and its blocks."""
+
+    number: int
+    weights: int
+    bytes: int
+    spread: float = 1.0
+    """Standard deviation of uniformly random weights before the scale."""
+
+
+_KINDS: dict[str, _Kind] = {
+    "F32": _Kind(0, 1, 4),
+    "F16": _Kind(1, 1, 2),
+    "Q4_0": _Kind(2, 32, 18, 4.6),
+    "Q8_0": _Kind(8, 32, 34, 73.9),
+    "Q4_K": _Kind(12, 256, 144, 4.6),
+    "Q6_K": _Kind(14, 256, 210, 18.5),
+}
+_FILE_TYPE: dict[str, int] = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15}
 _SCALARS: dict[int, str] = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
     12: "<d",
@@ -45,6 +62,10 @@ class Shape(Struct, frozen=True):
     context: int = 4096
 
 
+ONE_B = Shape(width=2048, layers=16, hidden=8192, heads=32, kv_heads=8)
+"""The layers of Llama 3.2 1B, 973 million weights; its vocabulary is the donor's."""
+
+
 class _Tensor(Struct, frozen=True):
     name: str
     dims: tuple[int, ...]
@@ -54,10 +75,16 @@ class _Tensor(Struct, frozen=True):
     @property
     def size(self) -> int:
         """Bytes without padding."""
+        kind = _KINDS[self.kind]
+        return self.weights // kind.weights * kind.bytes
+
+    @property
+    def weights(self) -> int:
+        """How many numbers it has."""
         n = 1
         for dim in self.dims:
             n *= dim
-        return n * 4 if self.kind == "F32" else n // BLOCK * _BLOCK_BYTES[self.kind]
+        return n
 
 
 class Made(Struct, frozen=True):
@@ -88,7 +115,7 @@ def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, see
                 written += out.write(piece)
             out.write(b"\0" * (-written % _ALIGN))
     weights = [t for t in tensors if t.name != "token_embd.weight"]
-    count = sum(t.size // _BLOCK_BYTES[quant] * BLOCK for t in tensors if t.kind == quant)
+    count = sum(t.weights for t in tensors if len(t.dims) == 2)
     return Made(path, count, sum(t.size for t in weights))
 
 
@@ -97,7 +124,8 @@ def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, see
 
 def _tensors(shape: Shape, vocab: int, quant: Quant) -> list[_Tensor]:
     width, kv = shape.width, shape.width // shape.heads * shape.kv_heads
-    found = [_Tensor("token_embd.weight", (width, vocab), quant)]
+    plain, fine = ("Q4_K", "Q6_K") if quant == "Q4_K_M" else (quant, quant)
+    found = [_Tensor("token_embd.weight", (width, vocab), plain)]
     for i in range(shape.layers):
         parts: dict[str, tuple[int, ...]] = {
             "attn_norm": (width,),
@@ -111,10 +139,12 @@ def _tensors(shape: Shape, vocab: int, quant: Quant) -> list[_Tensor]:
             "ffn_down": (shape.hidden, width),
         }
         for name, dims in parts.items():
-            kind = quant if len(dims) == 2 else "F32"
+            kind = "F32" if len(dims) == 1 else plain
+            if name in ("attn_v", "ffn_down") and i % 2:
+                kind = fine
             found.append(_Tensor(f"blk.{i}.{name}.weight", dims, kind))
     found.append(_Tensor("output_norm.weight", (width,), "F32"))
-    found.append(_Tensor("output.weight", (width, vocab), quant))
+    found.append(_Tensor("output.weight", (width, vocab), fine))
     return found
 
 
@@ -123,17 +153,37 @@ def _weights(tensor: _Tensor, tokens: Sequence[bytes], rng: random.Random) -> It
         yield struct.pack("<f", 1.0) * tensor.dims[0]
         return
     inner, rows = tensor.dims
-    blocks, size = inner // BLOCK, _BLOCK_BYTES[tensor.kind] - 2
-    scale = struct.pack("<e", 1.0 / (inner**0.5 * _SPREAD[tensor.kind]))
-    nothing = (b"\0\0" + b"\0" * size) * blocks
+    kind = _KINDS[tensor.kind]
+    blocks = inner // kind.weights
+    nothing = b"\0" * (blocks * kind.bytes)
+    draw = _rows(tensor.kind, blocks, 1.0 / (inner**0.5 * kind.spread), rng)
     for row in range(rows):
         # Tokens that are not printable ASCII get no weight, so the greedy choice never ends the
         # answer and never leaves half a character.
         if tensor.name == "output.weight" and not _printable(tokens[row]):
             yield nothing
             continue
-        noise = rng.randbytes(blocks * size)
-        yield b"".join(scale + noise[i : i + size] for i in range(0, len(noise), size))
+        yield next(draw)
+
+
+def _rows(kind: str, blocks: int, scale: float, rng: random.Random) -> Iterator[bytes]:
+    """Rows of random weights of the type, each of `blocks` blocks."""
+    if kind == "F16":  # random bits would have infinities among them
+        pool = struct.pack(f"<{1 << 16}e", *(rng.gauss(0.0, scale) for _ in range(1 << 16)))
+        while True:
+            at = rng.randrange((1 << 16) - blocks) * 2
+            yield pool[at : at + blocks * 2]
+    before, noise, after = {
+        "Q4_0": (struct.pack("<e", scale), 16, b""),
+        "Q8_0": (struct.pack("<e", scale), 32, b""),
+        # Scale 1 and offset 1 for each of eight parts; 7.5 is the middle of 0…15.
+        "Q4_K": (struct.pack("<ee", scale, 7.5 * scale) + b"\1" * 8 + b"\x11" * 4, 128, b""),
+        "Q6_K": (b"", 192, b"\1" * 16 + struct.pack("<e", scale)),
+    }[kind]
+    while True:
+        row = rng.randbytes(blocks * noise)
+        parts = (row[i : i + noise] for i in range(0, len(row), noise))
+        yield b"".join(before + part + after for part in parts)
 
 
 def _printable(token: bytes) -> bool:
@@ -176,7 +226,9 @@ def _head(
     at = 0
     for tensor in tensors:
         out.write(_string(tensor.name.encode()) + struct.pack("<I", len(tensor.dims)))
-        out.write(struct.pack(f"<{len(tensor.dims)}QIQ", *tensor.dims, _TYPE[tensor.kind], at))
+        out.write(
+            struct.pack(f"<{len(tensor.dims)}QIQ", *tensor.dims, _KINDS[tensor.kind].number, at)
+        )
         at += tensor.size + -tensor.size % _ALIGN
     out.write(b"\0" * (-out.tell() % _ALIGN))
 

@@ -30,6 +30,15 @@ def test_the_file_is_what_it_says(tmp_path: Path, quant: synthetic.Quant) -> Non
     assert made.touched == sum(info.types.values()) - embedding
 
 
+@pytest.mark.parametrize("quant", ["F16", "Q4_K_M"])
+def test_halves_and_mixes_are_sound_too(tmp_path: Path, quant: synthetic.Quant) -> None:
+    shape = synthetic.Shape(width=256, layers=2, hidden=256, heads=4, kv_heads=4, context=256)
+    info = gguf.describe(synthetic.write(tmp_path / "made.gguf", DONOR, quant, shape).path)
+    assert info.quantisation == {"F16": "F16", "Q4_K_M": "Q4_K"}[quant]
+    assert ("Q6_K" in info.types) == (quant == "Q4_K_M")
+    assert info.types[info.quantisation] > sum(info.types.values()) // 2
+
+
 def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
     files = [
         synthetic.write(tmp_path / f"{i}.gguf", DONOR, "Q4_0", SHAPE, seed=seed).path.read_bytes()

@@ -64,3 +64,39 @@ def test_the_estimate_grows_with_everything() -> None:
     assert base > EIGHT_B.bytes + fit.kv_bytes(EIGHT_B, 2 * 8192)
     assert fit.place(EIGHT_B, slots=3, context=8192, budget=64 * GIB).bytes > base
     assert fit.place(EIGHT_B, slots=2, context=16384, budget=64 * GIB).bytes > base
+
+
+def test_eight_bit_keys_and_values_take_17_of_32_of_the_bytes() -> None:
+    assert fit.kv_bytes(EIGHT_B, 64, "q8_0") * 32 == fit.kv_bytes(EIGHT_B, 64) * 17
+    half = fit.place(EIGHT_B, slots=4, context=8192, budget=64 * GIB, kv_type="q8_0")
+    assert half.kv_type == "q8_0"
+    assert half.bytes < fit.place(EIGHT_B, slots=4, context=8192, budget=64 * GIB).bytes
+
+
+def test_layers_with_a_window_keep_no_more_than_it() -> None:
+    """Gemma 3's pattern: five of six layers see 1,024 tokens."""
+    gemma = msgspec.structs.replace(EIGHT_B, architecture="gemma3", window=1024, layers=36)
+    full = msgspec.structs.replace(gemma, window=0)
+    assert fit.kv_bytes(gemma, 1024) == fit.kv_bytes(full, 1024)
+    per_layer = fit.kv_bytes(full, 1) // 36
+    assert fit.kv_bytes(gemma, 65536) == per_layer * (6 * 65536 + 30 * 1536)
+    other = msgspec.structs.replace(gemma, architecture="llama")
+    assert fit.kv_bytes(other, 65536) == fit.kv_bytes(full, 65536), "unknown patterns count whole"
+
+
+def test_latent_attention_keeps_keys_only() -> None:
+    latent = msgspec.structs.replace(
+        EIGHT_B, architecture="deepseek2", kv_heads=1, key_length=576, value_length=512, layers=27
+    )
+    assert fit.kv_bytes(latent, 1) == 27 * 576 * 2
+
+
+def test_weights_that_are_repacked_are_read_and_others_mapped() -> None:
+    def made(**types: int) -> ModelInfo:
+        return msgspec.structs.replace(EIGHT_B, types=types, bytes=sum(types.values()))
+
+    assert not fit.is_mapped(made(Q4_K=700, Q6_K=300))
+    assert fit.weight_bytes(made(Q4_K=700, Q6_K=300)) == 1000
+    assert fit.is_mapped(made(Q8_0=900, Q4_0=100))
+    assert fit.weight_bytes(made(Q8_0=900, Q4_0=100)) == 1100, "the copy comes on top"
+    assert fit.is_mapped(made(Q8_0=1000))

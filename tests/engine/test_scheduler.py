@@ -130,6 +130,17 @@ def test_a_pinned_model_shuts_the_others_of_its_group_out() -> None:
     assert s.on_request(2, same_model, 2) == [Start(2, "embed p")]
 
 
+def test_a_measured_runner_frees_what_it_does_not_take_and_never_asks_for_more() -> None:
+    s = new(budget=10)
+    loaded(s, A)
+    assert s.on_measured(1, 99, 1) == []
+    assert [r.bytes for r in s.runners()] == [6]
+    s.on_request(1, A, 1)
+    assert s.on_request(2, B, 1) == [], "6 and 6 are more than 10"
+    assert s.on_measured(1, 4, 2) == [Start(2, "b")]
+    assert s.on_measured(7, 4, 2) == [], "one that is gone already"
+
+
 def test_a_model_in_use_is_not_evicted_but_takes_nothing_new_after_a_while() -> None:
     s = new(patience=2)
     loaded(s, A)

@@ -60,6 +60,7 @@ class World:
         self.now = 0.0
         self.runners: dict[int, Need] = {}
         self.state: dict[int, str] = {}
+        self.bytes: dict[int, int] = {}
         self.holding: dict[int, int] = {}
         self.waiting: dict[int, Need] = {}
         self.ended: dict[int, str] = {}
@@ -83,6 +84,7 @@ class World:
                 assert not any(self.state[r] == "loading" for r in loading), "two loads at once"
                 assert runner not in self.state, "a number was used twice"
                 self.runners[runner] = need
+                self.bytes[runner] = need.bytes
                 self.state[runner] = "loading"
             case Stop(runner=runner, why=why):
                 assert self.state[runner] in ("loading", "ready"), "stopped twice"
@@ -111,7 +113,7 @@ class World:
     # ------------------------------------------------------------ laws
 
     def check(self) -> None:
-        used = sum(need.bytes for need in self.runners.values())
+        used = sum(self.bytes[runner] for runner in self.runners)
         assert used <= self.budget, f"{used} of {self.budget} bytes"
         for group in self.groups:
             there = {n.name for n in self.runners.values() if group in n.groups}
@@ -182,6 +184,10 @@ class World:
     def loaded(self, runner: int) -> None:
         self.state[runner] = "ready"
         self.do(f"loaded {runner}", self.scheduler.on_loaded(runner, self.now))
+        if self.rng.random() < 0.5 and runner in self.runners:
+            count = self.rng.randrange(1, 16)
+            self.bytes[runner] = min(self.bytes[runner], count)
+            self.do(f"measured {count}", self.scheduler.on_measured(runner, count, self.now))
 
     def exit(self, runner: int) -> None:
         crashed = self.state[runner] == "ready"

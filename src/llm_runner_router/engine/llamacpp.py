@@ -36,7 +36,7 @@ from . import fit
 from .adapting import check, plain, sampled, spliced
 from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
 from .devices import Machine
-from .fit import UBATCH, Placement
+from .fit import UBATCH, KvType, Placement
 from .threads import CpuPlan
 
 NAME = "llamacpp"
@@ -79,10 +79,18 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
 
 
 def place(
-    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
+    info: ModelInfo,
+    *,
+    slots: int,
+    context: int | None,
+    budget: int,
+    embed: bool = False,
+    kv_type: KvType = "f16",
 ) -> Placement:
     """See `fit.place`, which measures this engine."""
-    return fit.place(info, slots=slots, context=context, budget=budget, embed=embed)
+    return fit.place(
+        info, slots=slots, context=context, budget=budget, embed=embed, kv_type=kv_type
+    )
 
 
 def order(
@@ -126,6 +134,11 @@ def parameters(
         "offline": True,
         "sse_ping_interval": -1,
     }
+    if not placement.mapped:
+        wanted["load_mode"] = {"enum": ["llama_load_mode", "LLAMA_LOAD_MODE_NONE"]}
+    if placement.kv_type != "f16":
+        kind = {"enum": ["ggml_type", f"GGML_TYPE_{placement.kv_type.upper()}"]}
+        wanted |= {"cache_type_k": kind, "cache_type_v": kind}
     if embed:
         wanted |= {
             "embedding": True,

@@ -33,7 +33,7 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import base, devices, llamacpp, threads
+from . import base, devices, fit, llamacpp, threads
 from .effects import Effect, Grant, Group, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
@@ -314,6 +314,7 @@ class Residency:
             await self._load(live)
             if not live.stop.is_set():
                 self._post(partial(self._scheduler.on_loaded, number))
+                self._measure(number, live)
                 if self._settings.spare:
                     self._refill()
                 await self._attend(live)
@@ -396,6 +397,24 @@ class Residency:
         if not live.stop.is_set():
             live.crash = live.worker.crashed()
 
+    def _measure(self, number: int, live: Live) -> None:
+        """Replace the estimate of a runner's memory by what it takes and may still take."""
+        known, worker = live.known, live.worker
+        if known.engine.RUNNER != llamacpp.RUNNER or known.purpose != "chat" or worker is None:
+            return  # how others grow is not known
+        taken = worker.memory()
+        if not taken:
+            return
+        most = taken + fit.grows(known.model.info, known.placement)
+        self._post(partial(self._scheduler.on_measured, number, most))
+        if taken > known.placement.bytes:
+            _log.warning(
+                "%s takes %d MiB right after its load; %d MiB were reserved",
+                known.model.name,
+                taken >> 20,
+                known.placement.bytes >> 20,
+            )
+
     async def _keep_prompts(self, live: Live) -> None:
         """What becomes of the prompts of a runner that was ready and goes now."""
         known = live.known
@@ -431,7 +450,10 @@ class Residency:
         known = self._known.get(key)
         if known is None or known.model != model:
             engine = self._engines.get_best(model)
-            placement = engine.place(
+            place = engine.place
+            if engine.RUNNER == llamacpp.RUNNER:
+                place = partial(llamacpp.place, kv_type=self._settings.kv_type)
+            placement = place(
                 model.info,
                 slots=self._settings.slots,
                 context=self._settings.context,

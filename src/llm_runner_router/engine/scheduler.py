@@ -145,6 +145,16 @@ class Scheduler:
             model.current = runner
         return self._flush(now)
 
+    def on_measured(self, runner: int, count: int, now: float) -> list[Effect]:
+        """What a loaded runner takes at most was measured: less than was reserved becomes free.
+
+        More is not noted here: memory that is taken already cannot be refused.
+        """
+        found = self._runners.get(runner)
+        if found is not None:
+            found.bytes = min(found.bytes, max(0, count))
+        return self._flush(now)
+
     def on_load_failed(self, runner: int, message: str, now: float) -> list[Effect]:
         """The process ended or was given up before it answered."""
         found = self._runners.pop(runner, None)
