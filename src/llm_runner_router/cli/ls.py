@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import msgspec
 
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import Capabilities, ModelCard
+from llm_runner_router.units import format_size
 
 from . import asking, client, output
 from .group import Place, Verb, place
@@ -18,9 +20,17 @@ TOP_SCORES = 3
 
 
 @click.command("ls", cls=Verb)
+@click.option("-a", "--all", "everything", is_flag=True, help="Also other programs' models.")
 @click.option("--json", "as_json", is_flag=True, help="The cards as JSON.")
-def command(as_json: bool) -> int:
-    """List the models that can be asked, of the running server or of the configuration."""
+def command(everything: bool, as_json: bool) -> int:
+    """List the models that can be asked, of the running server or of the configuration.
+
+    With --all, list instead every model file on this machine: those in the store, and those that
+    Hugging Face's tools, Ollama, LM Studio and llama.cpp have; all of them can be run where they
+    are.
+    """
+    if everything:
+        return _files(as_json)
     found = cards(place())
     if as_json:
         output.json(found)
@@ -34,6 +44,47 @@ def command(as_json: bool) -> int:
         numbers=("SIZE", "CONTEXT", "$/M IN", "$/M OUT"),
     )
     return 0
+
+
+class File(msgspec.Struct, frozen=True):
+    """A model file on this machine."""
+
+    name: str
+    """What to ask for."""
+    size: int
+    owner: str
+    path: str
+
+
+def _files(as_json: bool) -> int:
+    found = files()
+    if as_json:
+        output.json(found)
+        return 0
+    rows = [(output.safe(f.name), format_size(f.size), f.owner, output.safe(f.path)) for f in found]
+    output.table(("MODEL", "SIZE", "OF", "PATH"), rows, numbers=("SIZE",))
+    return 0
+
+
+def files() -> list[File]:
+    """The store's models, then those of other programs that the store does not name."""
+    from llm_runner_router.models.found import everything
+
+    from .stored import opened
+
+    store = opened()
+    listed = []
+    for stored in store.all():
+        try:
+            path = str(store.path_of(stored))
+        except RunnerError as exc:
+            path = f"({exc.message})"
+        listed.append(File(stored.name, stored.size, "store", path))
+    known = {file.path for file in listed}
+    for other in everything(os.environ):
+        if str(other.path) not in known:
+            listed.append(File(other.name, other.size, other.owner, str(other.path)))
+    return listed
 
 
 def cards(where: Place) -> list[ModelCard]:

@@ -12,7 +12,7 @@ from llm_runner_router.errors import RunnerError
 from llm_runner_router.home import find
 from llm_runner_router.units import format_duration
 
-from . import asking, output
+from . import asking, output, pulling
 from .group import Verb, place
 from .repl import Chat, Lines, act, is_command
 
@@ -34,7 +34,7 @@ def command(
     max_tokens: int | None,
     verbose: bool,
 ) -> int:
-    """Chat with MODEL: a name that is served, `zoo:tiny-chat`, or a file.
+    """Chat with MODEL: a name that is served, `zoo:tiny-chat`, a file, or `hf:…`, which is pulled.
 
     With a PROMPT, or with text piped in, gives one answer and ends. Uses the running server;
     without one, the model runs in this process.
@@ -43,6 +43,7 @@ def command(
     options = {name: value for name, value in given.items() if value is not None}
     chat = Chat(model=model, system=system, options=options, verbose=verbose)
     once = _once(prompt)
+    pulling.ensure(model)
     with asking.voice(place()) as voice:
         if once is not None:
             _answer(voice, chat.asked(once))

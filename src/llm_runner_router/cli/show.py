@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def command(model: str, as_json: bool) -> int:
     routes = tree(name, config)
     if as_json:
         facts = None if file is None else _file_facts(file, text=False)
-        output.json({"card": card, "file": facts, "routes": routes})
+        stored = _stored(file.name if file is not None else name)
+        output.json({"card": card, "file": facts, "stored": stored, "routes": routes})
         return 0
     _print(card, file, routes)
     return 0
@@ -87,11 +89,24 @@ def _file(name: str, config: Config) -> Any:
         return None
     try:
         ref = refs.parse(entry or name)
-        return resolve(ref) if ref.kind in ("zoo", "file") else None
+        if ref.kind == "provider" or (ref.kind == "name" and _stored(ref.name) is None):
+            return None
+        return resolve(ref)
     except RunnerError:
         if name in config.models:
             return None  # the card still has something to tell
         raise
+
+
+def _stored(name: str) -> Any:
+    """What the store remembers of a name, or None."""
+    from .stored import opened, stored_name
+
+    store = opened()
+    try:
+        return store.get(stored_name(name, store))
+    except RunnerError:
+        return None
 
 
 def tree(name: str, config: Config, depth: int = 0) -> list[str]:
@@ -163,6 +178,22 @@ def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
         facts["types"] = ", ".join(f"{t} {format_size(n)}" for t, n in facts["types"].items())
         shown = [(name, output.safe(str(value))) for name, value in facts.items() if value]
         output.pairs(shown, "  ")
+    _print_stored(_stored(file.name if file is not None else card.name))
     if len(routes) > 1:
         print("\nroutes")
         print("\n".join(f"  {output.safe(line)}" for line in routes))
+
+
+def _print_stored(stored: Any) -> None:
+    """Where it came from, and its files; nothing for what was not pulled."""
+    if stored is None:
+        return
+    print("\nstore")
+    when = datetime.fromtimestamp(stored.pulled).astimezone().isoformat(" ", "minutes")
+    rows = [("name", stored.name), ("source", stored.source), ("revision", stored.revision)]
+    rows += [("pulled", when), *(("note", note) for note in stored.notes)]
+    output.pairs([(name, output.safe(value)) for name, value in rows], "  ")
+    for file in stored.files:
+        where = f"  {file.place}" if file.place else ""
+        line = f"  {format_size(file.size):>10}  sha256:{file.sha256[:12]}…  {file.path}{where}"
+        print(output.safe(line))

@@ -284,6 +284,9 @@ class Store:
                     size += _size(rest)
                     count += 1
                     rest.unlink(missing_ok=True)
+            for lock in _children(self._locks) if partial else ():
+                if lock.name not in ("store.lock", "pulls.lock"):
+                    lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
         return Pruned(count, size)
 
     def verify(self, stored: Stored) -> Iterator[Checked]:

@@ -192,8 +192,18 @@ class HubCache:
                 freed = blob.stat().st_size
                 blob.unlink()
         for above in path.parents:
-            if above == repo / "snapshots" or above == repo:
+            if above in (repo / "snapshots", repo, self.path):
                 break
             with contextlib.suppress(OSError):
                 above.rmdir()  # only if it is empty
+        self._tidy(repo)
         return freed
+
+    def _tidy(self, repo: Path) -> None:
+        """Forget branches whose snapshot is gone, and a repository of which nothing is left."""
+        left = {snapshot.name for snapshot in (repo / "snapshots").glob("*")}
+        for ref, commit in self._refs(repo).items():
+            if commit not in left:
+                (repo / "refs" / ref).unlink(missing_ok=True)
+        if not left and not any((repo / "blobs").glob("*")):
+            shutil.rmtree(repo, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""`llmrr export`: the files of a model as a folder of their own."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+import click
+
+from llm_runner_router.errors import BadRequest, ModelFileError
+from llm_runner_router.models.manifest import hash_file
+from llm_runner_router.units import format_size
+
+from . import output
+from .group import Verb
+from .stored import kept, opened
+
+
+@click.command("export", cls=Verb)
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+def command(model: str, folder: Path) -> int:
+    """Copy the files of MODEL into a new FOLDER, under their own names, with a `SHA256SUMS`.
+
+    The copies are hashed while they are checked; `sha256sum -c SHA256SUMS` checks them again
+    elsewhere.
+    """
+    store = opened()
+    stored = kept(model, store)
+    if folder.exists():
+        raise BadRequest(f"`{folder}` exists already", hint="name a folder that does not")
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        for file in stored.files:
+            at = draft / file.path
+            at.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store.place(file), at)
+            if hash_file(at)["sha256"] != file.sha256:
+                raise ModelFileError(
+                    f"`{store.place(file)}` is not what it was when it came here",
+                    hint=f"`llmrr verify {model}` tells more",
+                )
+        sums = "".join(f"{file.sha256}  {file.path}\n" for file in stored.files)
+        (draft / "SHA256SUMS").write_text(sums, "utf-8")
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    print(f"{output.safe(model)}: {len(stored.files)} files, {format_size(stored.size)}, {folder}")
+    return 0

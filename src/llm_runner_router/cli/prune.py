@@ -1,0 +1,23 @@
+"""`llmrr prune`: delete what no name means any more."""
+
+from __future__ import annotations
+
+import click
+
+from llm_runner_router.units import format_size
+
+from . import output
+from .group import Verb
+from .stored import opened
+
+
+@click.command("prune", cls=Verb)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(as_json: bool) -> int:
+    """Delete contents of the store that no name means, and downloads that rest for a week."""
+    pruned = opened().prune()
+    if as_json:
+        output.json(pruned)
+    else:
+        print(f"{pruned.files} files deleted, {format_size(pruned.bytes)} freed")
+    return 0

@@ -1,0 +1,53 @@
+"""`llmrr pull`: bring models to this machine."""
+
+from __future__ import annotations
+
+import click
+
+from llm_runner_router import refs
+from llm_runner_router.errors import BadRequest
+from llm_runner_router.units import format_size
+
+from . import output, pulling
+from .group import Verb
+
+
+@click.command("pull", cls=Verb)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
+@click.option("--name", metavar="NAME", help="Keep it under this name (for one MODEL).")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="What is here now, as JSON.")
+def command(models: tuple[str, ...], name: str | None, quiet: bool, as_json: bool) -> int:
+    """Download MODELs: `hf:org/repo`, `hf:org/repo#Q4_K_M`, `ollama:name:tag`, `https://…`, `s3://…`.
+
+    A download that was stopped goes on where it was; what is on this machine already is linked,
+    not fetched. Every file is compared with the digest its source gives. Files of Hugging Face go
+    to its own cache, all others to the store. Tokens come from HF_TOKEN, proxies from HTTPS_PROXY;
+    LLMRR_OFFLINE=1 forbids all of it.
+    """
+    if name is not None and len(models) > 1:
+        raise click.UsageError("`--name` is for one model", click.get_current_context())
+    if name is not None:
+        new_name(name)
+    pulled = [pulling.pull(refs.parse(model), name=name, quiet=quiet) for model in models]
+    if as_json:
+        output.json(pulled)
+        return 0
+    for stored in pulled:
+        print(f"{output.safe(stored.name)}  {format_size(stored.size)}")
+    return 0
+
+
+def new_name(name: str) -> str:
+    """`name` if it reads as a plain name and as nothing else.
+
+    Raises:
+        BadRequest: it would be a reference, so nobody could ask for it by this name.
+    """
+    ref = refs.parse(name)
+    if ref.kind != "name" or ref.name != name or "/" in name or ":" in name:
+        raise BadRequest(
+            f"{name!r} cannot be a name: it reads as a reference",
+            hint="letters, digits, `-`, `_` and `.`, for example `my-model`",
+        )
+    return name

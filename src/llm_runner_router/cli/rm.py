@@ -1,0 +1,48 @@
+"""`llmrr rm`: forget models."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from llm_runner_router.errors import RunnerError, UnknownModel
+from llm_runner_router.units import format_size
+
+from . import output
+from .group import Verb
+from .stored import locate_other, opened, stored_name
+
+
+@click.command("rm", cls=Verb)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
+def command(models: tuple[str, ...]) -> int:
+    """Forget MODELs and delete what was pulled for them and no other name needs.
+
+    Files that other programs put where they are stay there.
+    """
+    from llm_runner_router.models.hubcache import HubCache, folder
+    from llm_runner_router.models.pull import remove
+
+    store = opened()
+    failed = 0
+    for model in models:
+        try:
+            stored, freed = remove(stored_name(model, store), store, HubCache(folder(os.environ)))
+        except UnknownModel as exc:
+            failed = 1
+            other = locate_other(model)
+            output.note("error", exc.message)
+            output.note(
+                "hint",
+                f"`{model}` belongs to {other.owner}; delete it there" if other else exc.hint or "",
+            )
+            continue
+        except RunnerError as exc:
+            failed = 1
+            output.note("error", exc.message)
+            continue
+        kept = stored is not None and any(file.place and not file.ours for file in stored.files)
+        tail = "; its files stay where another program put them" if kept else ""
+        print(f"removed {output.safe(model)}, {format_size(freed)} freed{tail}")
+    return failed

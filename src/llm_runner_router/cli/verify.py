@@ -1,0 +1,98 @@
+"""`llmrr verify`: are the files still what they were?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+from msgspec import Struct
+
+from llm_runner_router.errors import ModelFileError, UnknownModel
+from llm_runner_router.models.blobs import Checked, Store
+from llm_runner_router.models.found import Found
+from llm_runner_router.models.manifest import hash_file
+from llm_runner_router.units import format_size
+
+from . import output
+from .group import Verb
+from .stored import locate_other, opened, stored_name
+
+
+class Verified(Struct, frozen=True):
+    """What was found of one model."""
+
+    name: str
+    files: tuple[Checked, ...] = ()
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problem and all(file.ok for file in self.files)
+
+
+@click.command("verify", cls=Verb)
+@click.argument("models", nargs=-1, metavar="[MODEL…]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(models: tuple[str, ...], as_json: bool) -> int:
+    """Hash the files of MODELs again and compare, of all in the store without any.
+
+    Exit code 1 if one is damaged or missing.
+    """
+    store = opened()
+    results = []
+    for result in verified(models or tuple(store.names()), store):
+        results.append(result)
+        if not as_json:
+            _print(result)
+    if as_json:
+        output.json(results)
+    elif not results:
+        print("the store is empty")
+    return 0 if all(result.ok for result in results) else 1
+
+
+def verified(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
+    """Each model, hashed now.
+
+    Raises:
+        UnknownModel: there is no such model, or nobody knows what it should be.
+    """
+    for model in models:
+        name = stored_name(model, store)
+        try:
+            stored = store.get(name)
+        except ModelFileError as exc:
+            yield Verified(name, problem=exc.message)
+            continue
+        if stored is not None:
+            yield Verified(name, tuple(store.verify(stored)))
+            continue
+        other = locate_other(model)
+        if other is None:
+            raise UnknownModel(
+                f"the store has no {model!r}", hint="`llmrr ls --all` lists what is on this machine"
+            )
+        yield _other(other)
+
+
+def _other(other: Found) -> Verified:
+    """A model of another program, by the hash in its name."""
+    if other.digest is None:
+        return Verified(other.name, problem=f"{other.owner} keeps no digest of it")
+    found = hash_file(other.path, other.digest)[other.digest.algorithm]
+    wrong = "" if found == other.digest.hex else f"has {found} instead of {other.digest}"
+    checked = Checked(other.path.name, other.path, other.size, not wrong, wrong)
+    return Verified(other.name, (checked,))
+
+
+def _print(result: Verified) -> None:
+    for file in result.files:
+        word = output.paint("ok", "ok") if file.ok else output.paint("damaged", "fail")
+        tail = f": {file.place} {file.problem}" if file.problem else ""
+        print(f"{word}  {output.safe(result.name)}  {output.safe(file.path)}  ", end="")
+        print(f"{format_size(file.size)}{output.safe(tail)}")
+    if result.problem:
+        print(f"{output.paint('damaged', 'fail')}  {output.safe(result.name)}: {result.problem}")
+    if not result.ok:
+        output.note("hint", f"`llmrr pull {result.name}` brings it again")

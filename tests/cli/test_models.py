@@ -1,0 +1,242 @@
+"""The verbs about models on this machine, as a person types them, against a server like the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from llm_runner_router.cli.pulling import Lines
+from llm_runner_router.models.resolve import ZOO
+from llm_runner_router.testing import FakeHub, Fault
+
+from .conftest import LLMRR, Run, in_a_process
+
+MATH = (ZOO / "tiny-math.gguf").read_bytes()
+CHAT = (ZOO / "tiny-chat.gguf").read_bytes()
+MIB = 1 << 20
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A server with a repository and a registry's image, and this machine's folders, empty."""
+    with FakeHub() as served:
+        served.repo("org/tiny", {"t-Q8_0.gguf": MATH, "t-F16.gguf": CHAT}, tags=["license:mit"])
+        served.image("library/tiny", {"model": CHAT, "template": b"{{ .Prompt }}"})
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("LLMRR_OLLAMA_REGISTRY", served.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.delenv("HF_HUB_CACHE")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yield served
+
+
+def test_a_model_comes_goes_and_is_told(hub: FakeHub, llmrr: Run) -> None:
+    pulled = llmrr("pull", "hf:org/tiny")
+    assert pulled.code == 0, pulled.err
+    for line in ("pulling manifest hf:org/tiny", "verifying sha256 t-Q8_0.gguf", "success"):
+        assert line in pulled.err.splitlines()
+    assert pulled.out.startswith("hf:org/tiny  ")
+    assert "hf:org/tiny" in llmrr("ls").out
+    shown = json.loads(llmrr("show", "hf:org/tiny", "--json").out)
+    assert shown["stored"]["files"][0]["sha256"] == hashlib.sha256(MATH).hexdigest()
+    text = llmrr("show", "hf:org/tiny").out
+    assert "chose Q8_0 of 2 files: there is no Q4_K_M" in text
+    removed = llmrr("rm", "hf:org/tiny")
+    assert re.fullmatch(r"removed hf:org/tiny, [\d.]+ KiB freed\n", removed.out)
+    gone = llmrr("show", "hf:org/tiny")
+    assert gone.code == 1
+    assert "`llmrr pull hf:org/tiny`" in gone.err
+
+
+def test_pulling_again_fetches_nothing(hub: FakeHub, llmrr: Run) -> None:
+    llmrr("pull", "ollama:tiny")
+    before = len(hub.requests("/cdn/"))
+    again = llmrr("pull", "ollama:tiny")
+    assert "model.gguf is here already" in again.err
+    assert len(hub.requests("/cdn/")) == before
+
+
+def test_names_are_given_and_taken(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
+    assert llmrr("pull", "ollama:tiny", "--name", "mine", "-q").err == ""
+    assert llmrr("cp", "mine", "other").code == 0
+    shutil.copy(ZOO / "tiny-math.gguf", tmp_path / "a.gguf")
+    assert llmrr("cp", str(tmp_path / "a.gguf"), "file").code == 0
+    (tmp_path / "a.gguf").unlink()
+    listed = json.loads(llmrr("ls", "--all", "--json").out)
+    assert {row["name"] for row in listed} == {"mine", "other", "file"}
+    for row in listed:
+        assert Path(row["path"]).exists()
+    for bad in ("zoo:x", "a/b", "a:b", "x.gguf"):
+        refused = llmrr("cp", "mine", bad)
+        assert (refused.code, "reads as a reference" in refused.err) == (1, True), refused
+    assert "has 'other' already" in llmrr("cp", "mine", "other").err
+    assert "did you mean `mine`" in llmrr("rm", "mines").err
+    assert llmrr("rm", "mine", "other", "file").code == 0
+    assert "the store is empty" in llmrr("verify").out
+
+
+@pytest.mark.engine
+def test_a_stored_name_answers_everywhere(hub: FakeHub, tmp_path: Path) -> None:
+    ran = in_a_process("run", "hf:org/tiny", "2+3=", stdin="")
+    assert ran.code == 0, ran.err
+    assert "success" in ran.err
+    again = in_a_process("run", "hf:org/tiny", "2+3=", stdin="")
+    assert (again.out, again.err) == (ran.out, "")
+    assert in_a_process("cp", "hf:org/tiny", "mine").code == 0
+    assert in_a_process("run", "mine", "2+3=", stdin="").out == ran.out
+    config = tmp_path / "llmrr.yaml"
+    config.write_text("models: {served: {target: mine}}\n")
+    asked = in_a_process("run", "served", "2+3=", "--config", str(config), stdin="")
+    assert asked.out == ran.out, asked.err
+
+
+def test_damage_is_found_and_repaired(hub: FakeHub, llmrr: Run) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+    assert llmrr("verify").code == 0
+    (row,) = json.loads(llmrr("ls", "--all", "--json").out)
+    path = Path(row["path"])
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\xff\x00\xff")
+    found = llmrr("verify", "ollama:tiny")
+    assert found.code == 1
+    assert "damaged  ollama:tiny  model.gguf" in found.out
+    assert "llmrr pull ollama:tiny" in found.err
+    assert llmrr("pull", "ollama:tiny", "-q").code == 0
+    assert llmrr("verify", "ollama:tiny").code == 0
+
+
+def test_a_folder_of_its_own(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+    out = tmp_path / "out"
+    assert llmrr("export", "ollama:tiny", str(out)).code == 0
+    assert (out / "model.gguf").read_bytes() == CHAT
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True)
+    assert sums.returncode == 0, sums.stderr
+    assert "exists already" in llmrr("export", "ollama:tiny", str(out)).err
+
+
+def test_what_a_pull_cannot_do_it_says(hub: FakeHub, llmrr: Run) -> None:
+    for text, words, hint in (
+        ("hf:org/none", "there is no `org/none` on the Hub", "llmrr search"),
+        ("hf:org/tiny#q2_k", "there is no Q2_K", "F16, Q8_0"),
+        ("ollama:none", "has no model `ollama:none`", "check the spelling"),
+        ("zoo:tiny-math", "nothing that can be downloaded", "hf:org/repo"),
+        ("https://", "is no address", "https://host/model.gguf"),
+    ):
+        refused = llmrr("pull", text)
+        assert refused.code == 1, refused
+        assert words in refused.err
+        assert hint in refused.err
+        assert "Traceback" not in refused.err
+
+
+def test_offline(hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    llmrr("pull", "hf:org/tiny", "-q")
+    monkeypatch.setenv("LLMRR_OFFLINE", "1")
+    assert llmrr("show", "hf:org/tiny").code == 0
+    refused = llmrr("pull", "hf:org/tiny")
+    assert refused.code == 1
+    assert "LLMRR_OFFLINE is set" in refused.err
+
+
+# ---------------------------------------------------------------- killed in the middle
+
+
+def test_a_killed_download_leaves_no_name_and_goes_on(hub: FakeHub, tmp_path: Path) -> None:
+    data = Random(7).randbytes(40 * MIB)
+    at = hub.put("big.bin", data)
+    home = Path(os.environ["LLMRR_HOME"]) / "models"
+    kept = 0
+    for after in (2, 3, 2):
+        hub.fault("big.bin", *[Fault("hold", after=after * MIB)] * 4)
+        process = subprocess.Popen([*LLMRR, "pull", at], stderr=subprocess.DEVNULL)
+        try:
+            # Each of the three parts gets that much further and then waits.
+            wanted = kept + 3 * after * MIB
+            _until(lambda wanted=wanted: _journalled(home) >= wanted, process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+        hub._faults.clear()
+        hub.gate.set()
+        hub.gate.clear()
+        kept = _journalled(home)
+        assert not (home / "names").exists() or not list((home / "names").iterdir())
+        assert not list((home / "blobs").glob("*"))
+    before = len(hub.asked)
+    done = in_a_process("pull", at)
+    assert done.code == 0, done.err
+    came = [a for a in hub.asked[before:] if a.method == "GET"]
+    fetched = sum(_length(a.headers["range"]) for a in came)
+    assert fetched <= len(data) - kept, "bytes that were there were fetched again"
+    (blob,) = (home / "blobs").iterdir()
+    assert blob.read_bytes() == data
+
+
+def _journalled(home: Path) -> int:
+    """Bytes that the journal of the one unfinished download counts."""
+    from llm_runner_router.models.partial import HEAD
+
+    for journal in (home / "partial").glob("*.journal"):
+        text = journal.read_bytes()
+        if len(text) > HEAD:
+            size = json.loads(text[:HEAD].rstrip())["part"]
+            at = memoryview(text)[HEAD:].cast("q").tolist()
+            return sum(position - index * size for index, position in enumerate(at))
+    return 0
+
+
+def _until(ready: object, process: subprocess.Popen[bytes]) -> None:
+    import time
+
+    assert callable(ready)
+    end = time.monotonic() + 30
+    while not ready():
+        assert process.poll() is None, "it ended by itself"
+        assert time.monotonic() < end, "it did not get that far"
+        time.sleep(0.02)
+
+
+def _length(span: str) -> int:
+    first, last = span.removeprefix("bytes=").split("-")
+    return int(last) + 1 - int(first)
+
+
+# ---------------------------------------------------------------- lines
+
+
+def test_lines_tell_speed_and_time_left() -> None:
+    said: list[str] = []
+    now = [0.0]
+    lines = Lines(said.append, lambda: now[0])
+    lines.begin("a.gguf", 100 * MIB, 20 * MIB)
+    for second in range(1, 5):
+        now[0] = float(second * 2)
+        lines.advance("a.gguf", 20 * MIB)
+    lines.end("a.gguf")
+    lines.begin("b.gguf", 5, 5)
+    lines.end("b.gguf")
+    assert said == [
+        "pulling a.gguf 100.0 MiB, 20.0 MiB there already",
+        "pulling a.gguf 80 %, 10.0 MiB/s, 2 s left",
+        "pulled a.gguf in 8 s, 10.0 MiB/s",
+        "b.gguf is here already",
+    ]
+
+
+def test_lines_are_safe() -> None:
+    said: list[str] = []
+    Lines(said.append).say("a\x1b[2Jb")
+    assert said == ["a[2Jb"]
