@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="the reference: `make setup-engines`")
-transformers = pytest.importorskip("transformers", reason="the reference: `make setup-engines`")
+torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra `torch` is not installed")
 
 SMALL: dict[str, Any] = {
     "vocab_size": 160,
@@ -86,9 +86,9 @@ def decoder(name: str, folder: Path, *, type: str = "float32") -> Any:
 def encoder(name: str, folder: Path) -> Any:
     """A random encoder, saved in `folder`."""
     kind, changes = ENCODERS[name]
-    config = "XLMRobertaConfig" if kind.startswith("XLM") else "BertConfig"
+    config, kinds = ("XLMRobertaConfig", 1) if kind.startswith("XLM") else ("BertConfig", 2)
     shape = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")}
-    made = getattr(transformers, config)(**shape | {"type_vocab_size": 2} | changes)
+    made = getattr(transformers, config)(**shape | {"type_vocab_size": kinds} | changes)
     return _saved(getattr(transformers, kind), made, folder, "float32")
 
 

@@ -7,7 +7,6 @@ the model's runs: `trust_remote_code` is off, and pickles are read with `weights
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import serving
+from . import hub, serving
 from .refusal import Refusal
 from .sampling import Logits
 from .session import Order, Session
@@ -37,11 +36,9 @@ def load(order: Order) -> TorchModel:
     """
     import torch
 
-    folder = Path(order.model)
-    folder = folder if folder.is_dir() else folder.parent
-    config = read_json(folder / "config.json")
-    refuse_code(config, "config.json")
-    refuse_code(read_json(folder / "tokenizer_config.json"), "tokenizer_config.json")
+    folder = hub.folder_of(order.model)
+    hub.refuse_code(folder)
+    config = hub.read_json(folder / "config.json")
     dtype = str(order.options.get("dtype", "float32"))
     if dtype not in DTYPES:
         raise Refusal(f"`dtype` is one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -49,29 +46,6 @@ def load(order: Order) -> TorchModel:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return TorchModel(folder, config, order, getattr(torch, dtype), device)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty if there is no such file."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def refuse_code(config: dict[str, Any], name: str) -> None:
-    """Refuse a model that brings code.
-
-    Raises:
-        Refusal: it does; names the field.
-    """
-    wanted = config.get("auto_map")
-    if wanted:
-        raise Refusal(
-            f"`auto_map` in {name} asks to run code that comes with the model ({wanted}), which is"
-            " never done; use a converted copy, or a model whose code transformers has"
-        )
 
 
 class TorchModel:
@@ -86,19 +60,14 @@ class TorchModel:
         self._threads = Threads(order.threads, order.batch_threads)
         self._kind = _kind(config, order.purpose)
         self._model: Any = _load(folder, self._kind, dtype).to(device).eval()
-        settings = read_json(folder / "tokenizer_config.json")
         self.vocabulary = HubVocabulary(
             folder,
-            ends=_ends(folder, config),
+            ends=hub.ends(folder),
             size=int(config.get("vocab_size") or 0) or None,
         )
-        self.template = _template(folder, settings)
-        self.variables = {
-            name: value.get("content", "") if isinstance(value, dict) else value
-            for name in ("bos_token", "eos_token", "pad_token")
-            if (value := settings.get(name))
-        }
-        self._pooling = _pooling(folder)
+        self.template = hub.template(folder)
+        self.variables = hub.variables(folder)
+        self._pooling = hub.pooling(folder)
 
     def session(self) -> Session:
         """A new, empty sequence.
@@ -236,39 +205,6 @@ def _load(folder: Path, kind: str, dtype: Any) -> Any:
         trust_remote_code=False,
         weights_only=True,
     )
-
-
-def _ends(folder: Path, config: dict[str, Any]) -> list[int]:
-    """Tokens that end an answer: of `generation_config.json`, else of `config.json`."""
-    for content in (read_json(folder / "generation_config.json"), config):
-        found = content.get("eos_token_id")
-        if found is not None:
-            return [int(token) for token in (found if isinstance(found, list) else [found])]
-    return []
-
-
-def _template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text("utf-8")
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _pooling(folder: Path) -> str:
-    """How token vectors become one: sentence-transformers' `1_Pooling`, else the mean."""
-    found = read_json(folder / "1_Pooling" / "config.json")
-    for name, kind in (
-        ("pooling_mode_cls_token", "cls"),
-        ("pooling_mode_lasttoken", "last"),
-        ("pooling_mode_max_tokens", "max"),
-    ):
-        if found.get(name):
-            return kind
-    return "mean"
 
 
 def pooled(hidden: Any, mask: Any, how: str) -> Any:

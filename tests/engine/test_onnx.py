@@ -1,0 +1,212 @@
+"""The ONNX engines: graphs converted from the zoo, asked like any local model, against transformers
+and against the same graph in the other engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from msgspec import Raw
+
+from llm_runner_router.convert import hf_onnx
+from llm_runner_router.convert.base import Options
+from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.engine import onnx, onnx_genai
+from llm_runner_router.engine.devices import Machine
+from llm_runner_router.errors import ContextTooLong, LoadFailed
+from llm_runner_router.models.formats import safetensors
+from llm_runner_router.models.info import LocalModel, ModelInfo
+from llm_runner_router.types import Message, ModelCard, Request, ResponseFormat, Sampling
+
+from .locally import CALL, HUB, Locally
+
+pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
+pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("onnx")]
+
+SOURCE = HUB / "tiny-general"
+MACHINE = Machine(physical=2, allowed=2, quota=None, memory=1 << 34, available=1 << 34)
+PROMPTS = [
+    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n",
+    "The year has",
+]
+ENGINES = ("onnx_genai", "onnx")
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Locally]:
+    local = Locally(slots=2)
+    yield local
+    local.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("converted") / "tiny-general"
+    hf_onnx.decoder(SOURCE, target, Options("f16"), lambda done, total, what: None)
+    return target
+
+
+def model_in(folder: Path, engine: str, source: Path = SOURCE, **changes: Any) -> LocalModel:
+    info = msgspec.structs.replace(
+        safetensors.describe(source), format="onnx", notes=("has genai_config.json",)
+    )
+    name = f"file:{folder}:{engine}"
+    model = LocalModel(name, folder, info, ModelCard(name=name, local=True), engine=engine)
+    return msgspec.structs.replace(model, **changes)
+
+
+@pytest.fixture(params=ENGINES)
+def model(folder: Path, request: pytest.FixtureRequest) -> LocalModel:
+    return model_in(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[dict[str, Any]]:
+    output = subprocess.run(
+        [sys.executable, "-m", "tests.engine.reference", str(SOURCE)],
+        input=json.dumps(PROMPTS),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    ).stdout
+    found: list[dict[str, Any]] = json.loads(output)
+    return found
+
+
+def asked(prompt: str, **sampling: Any) -> Request:
+    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
+    return Request(model="m", prompt=prompt, sampling=Sampling(**settings))
+
+
+def chat(text: str, **sampling: Any) -> Request:
+    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
+    return Request(model="m", messages=(Message("user", text),), sampling=Sampling(**settings))
+
+
+def told(answer: Answer) -> list[dict[str, Any]]:
+    parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
+    return [one for part in parts for one in part["content"]]
+
+
+def test_greedy_answers_are_those_of_transformers(
+    local: Locally, model: LocalModel, reference: list[dict[str, Any]]
+) -> None:
+    for prompt, expected in zip(PROMPTS, reference, strict=True):
+        answer = local.ask(model, asked(prompt, logprobs=True, top_logprobs=3))
+        found = told(answer)
+        ends = expected["tokens"][-1] == 2
+        assert [one["id"] for one in found] == expected["tokens"][: -1 if ends else None]
+        assert answer.choices[0].finish == ("stop" if ends else "length")
+        first = found[0]
+        assert first["logprob"] == pytest.approx(expected["logprobs"][first["id"]], abs=1e-3)
+    (row,) = [row for row in local.residency.status() if row.name == model.name]
+    assert (row.engine, row.state) == (model.engine, "ready")
+    assert row.memory is not None
+    assert row.memory < row.reserved
+
+
+def test_a_common_beginning_is_computed_once(local: Locally, model: LocalModel) -> None:
+    first = local.ask(model, chat("What is 12 + 30?"))
+    again = local.ask(model, chat("What is 12 + 30?"))
+    assert again.text == first.text
+    assert again.usage is not None
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    other = local.ask(model, chat("What is 12 + 31?"))
+    assert other.usage is not None
+    assert 3 < other.usage.cached_tokens < other.usage.prompt_tokens - 1
+    fresh = msgspec.structs.replace(model, name=f"{model.name}:fresh")
+    assert local.ask(fresh, chat("What is 12 + 31?")).text == other.text
+
+
+def test_seeds_and_stop_sequences(local: Locally, model: LocalModel) -> None:
+    hot = {"temperature": 1.5, "seed": 11}
+    one, same = (local.ask(model, chat("Tell me a story.", **hot)).text for _ in range(2))
+    assert one == same
+    whole = local.ask(model, chat("Tell me about the sea.")).text
+    stop = whole[5:9]
+    cut = local.ask(model, chat("Tell me about the sea.", stop=(stop,)))
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.choices[0].finish == "stop"
+
+
+def test_a_schema_holds_the_answer(local: Locally, model: LocalModel) -> None:
+    pytest.importorskip("llguidance", reason="schemas need it")
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    form = ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), "x")
+    request = chat("Where is it?", temperature=2.0, seed=3)
+    answer = local.ask(model, msgspec.structs.replace(request, response_format=form))
+    jsonschema.validate(msgspec.json.decode(answer.text), schema)
+
+
+def test_whoever_leaves_frees_the_slot(local: Locally, model: LocalModel) -> None:
+    endless = msgspec.structs.replace(
+        chat("Tell me a story.", max_tokens=900), extra={"ignore_eos": Raw(b"true")}
+    )
+
+    async def leave() -> None:
+        async with local.target(model).open(endless, CALL) as deltas:
+            await anext(deltas)
+
+    async def left() -> str:
+        await asyncio.gather(*(leave() for _ in range(4)))
+        async with local.target(model).open(chat("What is 1 + 1?", max_tokens=2), CALL) as deltas:
+            return (await collect(deltas)).text
+
+    assert local.run(left())
+
+
+def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:
+    with pytest.raises(ContextTooLong):
+        local.ask(model, chat("word " * 2000))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_folder_without_a_graph(local: Locally, engine: str, tmp_path: Path) -> None:
+    shutil.copy(SOURCE / "tokenizer.json", tmp_path)
+    with pytest.raises(LoadFailed, match=r"genai_config|graphs"):
+        local.ask(model_in(tmp_path, engine), chat("hello"))
+
+
+def test_a_graph_of_unknown_inputs(local: Locally, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    value = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    node = helper.make_node("Identity", ["pixels"], ["y"])
+    graph = helper.make_graph([node], "g", [value], [out])
+    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    save(made, str(tmp_path / "model.onnx"))
+    with pytest.raises(LoadFailed, match="pixels"):
+        local.ask(model_in(tmp_path, "onnx"), chat("hello"))
+
+
+def test_what_they_run() -> None:
+    def scores(**facts: Any) -> tuple[float, float]:
+        info = ModelInfo(architecture="llama", **{"format": "onnx", **facts})
+        return onnx_genai.can_run(info, MACHINE).score, onnx.can_run(info, MACHINE).score
+
+    genai, plain = scores(notes=("has genai_config.json",))
+    assert genai > plain > 0
+    genai, plain = scores()
+    assert plain > genai == 0
+    genai, plain = scores(task="embed")
+    assert plain > genai == 0
+    assert scores(format="gguf") == (0, 0)
