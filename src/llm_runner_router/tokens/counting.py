@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_runner_router.errors import ModelFileError
+
 from .base import Tokenizer
-from .templates import Renderer
+from .templates import Renderer, as_text
 
 
 def prompt_ids(
@@ -34,15 +36,24 @@ def prompt_ids(
     eos = "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos).decode("utf-8", "replace")
     if "<|channel|>" not in template:
         messages = [_without_developer(message) for message in messages]
-    text = renderer.render(
-        template,
-        messages,
-        tools,
-        bos=bos,
-        eos=eos,
-        add_generation_prompt=add_generation_prompt,
-        extra=extra,
-    )
+
+    def rendered(talk: Sequence[Mapping[str, Any]]) -> str:
+        return renderer.render(
+            template,
+            talk,
+            tools,
+            bos=bos,
+            eos=eos,
+            add_generation_prompt=add_generation_prompt,
+            extra=extra,
+        )
+
+    try:
+        text = rendered(messages)
+    except ModelFileError as exc:
+        if exc.code != "template_failed" or not any(m.get("tool_calls") for m in messages):
+            raise
+        text = rendered([_with_text(message) for message in messages])
     around = tokenizer.encode("", add_bos=None)
     if bos and tokenizer.bos in around[:1]:
         text = text.removeprefix(bos)
@@ -65,6 +76,12 @@ def count_messages(
         BadRequest, ModelFileError: as `Renderer.render`.
     """
     return len(prompt_ids(tokenizer, template, messages, tools, renderer=renderer))
+
+
+def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of calls as JSON text, for templates that join them to other text."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [as_text(call) for call in calls]} if calls else message
 
 
 def _without_developer(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -277,6 +277,14 @@ def _arguments(text: str) -> Any:
     return found if isinstance(found, dict) else text
 
 
+def as_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of `plain` with its arguments as JSON text, which some templates want."""
+    function = dict(call.get("function") or {})
+    if not isinstance(function.get("arguments"), str):
+        function["arguments"] = msgspec.json.encode(function.get("arguments")).decode()
+    return {**call, "function": function}
+
+
 def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """Tools as templates expect them, which is as OpenAI's API has them."""
     found = []
