@@ -22,6 +22,7 @@ VERBS = {
     "ps": "Show the loaded models.",
     "ls": "List the models that can be asked.",
     "show": "Tell what is known about a model.",
+    "convert": "Convert a model file to another kind.",
     "tokenize": "Cut a text into a model's tokens, or count them.",
     "pull": "Bring models to this machine.",
     "cp": "Give a model another name.",

@@ -1,0 +1,152 @@
+"""`llmrr convert`: a model of one kind into another, or what that would take."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from llm_runner_router.errors import BadRequest
+
+from . import output
+from .group import Verb
+
+if TYPE_CHECKING:
+    from llm_runner_router.convert.plan import Step
+    from llm_runner_router.convert.run import Progress, Result
+
+EVERY = 10
+"""Per cent between two lines of progress where no terminal shows a bar."""
+
+
+@click.command("convert", cls=Verb)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST", required=False, type=click.Path(path_type=Path))
+@click.option("--to", "want", metavar="KIND", help="Kind of the result; `gguf` if unsaid.")
+@click.option(
+    "--type",
+    "type_",
+    default="f16",
+    show_default=True,
+    type=click.Choice(["f32", "f16", "bf16", "q8_0"], case_sensitive=False),
+    help="Type of the matrices.",
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Show the steps and convert nothing.")
+@click.option("--force", is_flag=True, help="Replace DST.")
+def command(
+    source: str, target: Path | None, want: str | None, type_: str, *, only_plan: bool, force: bool
+) -> int:
+    """Convert the model SRC, a file, folder or reference, to DST.
+
+    Without DST the result lies beside SRC, or here if SRC is a reference.
+    """
+    from llm_runner_router.convert import run
+
+    path = _source(source)
+    want = want or _kind_named(target)
+    have = run.kind_of(path)
+    steps = run.steps_for(path, want, have=have)
+    target = target or _beside(source, path, want, type_)
+    if only_plan:
+        _show(path, have, want, steps)
+        return 0
+    result = asyncio.run(_convert(path, target, want, type_.lower(), force))
+    output.dim(f"{result.have} → {result.want}")
+    print(f"{result.path}  {_bytes(result.bytes)}")
+    return 0
+
+
+def _source(source: str) -> Path:
+    """The path of SRC.
+
+    Raises:
+        RunnerError: there is no such model.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    from llm_runner_router.models.resolve import resolve
+    from llm_runner_router.refs import parse
+
+    return resolve(parse(source)).path
+
+
+def _kind_named(target: Path | None) -> str:
+    """The kind that DST's name says, else `gguf`."""
+    if target is None or target.suffix.lower() == ".gguf":
+        return "gguf"
+    raise BadRequest(
+        f"`{target}` does not say which kind of model it is to be",
+        hint="add `--to safetensors`, or another kind",
+    )
+
+
+def _beside(source: str, path: Path, want: str, type_: str) -> Path:
+    from llm_runner_router.convert.plan import FILES
+
+    folder = path.absolute().parent if Path(source).expanduser().exists() else Path.cwd()
+    stem = path.absolute().name if path.is_dir() else path.stem
+    name = f"{stem}-{type_.upper()}.gguf" if want in FILES else f"{stem}-{want}"
+    return folder / name
+
+
+def _show(path: Path, have: str, want: str, steps: tuple[Step, ...]) -> None:
+    from llm_runner_router.convert.plan import disk
+
+    if not steps:
+        print(f"`{path}` is `{want}` already: nothing to do")
+        return
+    rows = [
+        (step.have, step.want, _bytes(step.bytes), f"{max(1, round(step.seconds))} s",
+         "yes" if step.converter.exact else "no")
+        for step in steps
+    ]  # fmt: skip
+    output.table(("FROM", "TO", "DISK", "TIME", "EXACT"), rows, numbers=("DISK", "TIME"))
+    output.dim(f"needs {_bytes(disk(steps))} on disk while it runs")
+
+
+async def _convert(source: Path, target: Path, want: str, type_: str, force: bool) -> Result:
+    from llm_runner_router.convert.base import Options
+    from llm_runner_router.convert.job import converting
+
+    async with converting(
+        source, want, target=target, options=Options(type=type_), overwrite=force
+    ) as job:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+                       TimeRemainingColumn())  # fmt: skip
+            with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task(want, total=None)
+                async for progress in job.progress():
+                    label = f"{progress.have} → {progress.want}"
+                    bar.update(
+                        task, description=label, total=progress.total, completed=progress.done
+                    )
+        else:
+            last = (0, -1)
+            async for progress in job.progress():
+                last = _line(progress, last)
+        return await job.result()
+
+
+def _line(progress: Progress, last: tuple[int, int]) -> tuple[int, int]:
+    """A line on standard error every ten per cent."""
+    share = 100 * progress.done // max(1, progress.total)
+    now = (progress.step, share // EVERY)
+    if now != last:
+        print(f"{progress.have} to {progress.want}: {share} %", file=sys.stderr)
+    return now
+
+
+def _bytes(count: int) -> str:
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

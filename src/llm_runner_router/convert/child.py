@@ -1,0 +1,149 @@
+"""The process that converts: takes one order, reports how far it is, and leaves with its parent.
+
+Started by `job.py` as `python -m llm_runner_router.convert.child REPORT`. Knows: the protocol.
+Does not know: who wants the conversion.
+
+    argv    REPORT   file descriptor for reports, one JSON object per line:
+                     {"event": "progress", …}, then {"event": "done", "path", "have", "want",
+                     "bytes"} or {"event": "failed", "error", "message", "hint", "param"}
+    stdin   one line: the order; when it closes, the work is stopped and what it wrote removed
+    stdout  goes to stderr
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from llm_runner_router.errors import RunnerError
+
+from . import cache, run
+from .base import Options
+
+INTERVAL: Final = 0.1
+"""Seconds between two reports of progress."""
+GRACE: Final = 10.0
+"""Seconds to clean up in after the parent is gone."""
+NICE: Final = 10
+"""How far behind the gateway's own work it stands."""
+
+
+class Order(Struct, frozen=True):
+    """What to do."""
+
+    source: str
+    want: str
+    target: str = ""
+    """Empty: into the data folder, where a result of before is used again."""
+    options: Options = Options()
+    overwrite: bool = False
+    home: str = ""
+    background: bool = False
+    """Give way to everything else on the machine."""
+
+
+def main() -> None:
+    """Take the order, do it, report."""
+    report = int(sys.argv[1])
+    # Ctrl-C in the terminal is for the parent, which then ends us in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    with os.fdopen(os.dup(0), "rb", buffering=0) as orders:
+        line = _line(orders)
+        if not line:
+            return
+        stop = threading.Event()
+        threading.Thread(target=_watch, args=(orders, stop), daemon=True).start()
+        try:
+            order = msgspec.json.decode(line, type=Order)
+            if order.background:
+                os.nice(NICE)
+            _tell(report, {"event": "done", **_do(order, report, stop)})
+        except BrokenPipeError:  # the parent is gone, and everything is removed
+            return
+        except Exception as exc:  # every reason is told, and the process ends
+            _tell(report, {"event": "failed", **_told(exc)})
+
+
+def _do(order: Order, report: int, stop: threading.Event) -> dict[str, Any]:
+    source, last = Path(order.source), 0.0
+
+    def tell(progress: run.Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= INTERVAL or progress.done == progress.total:
+            last = now
+            _tell(report, {"event": "progress", **msgspec.to_builtins(progress)})
+
+    def work(target: Path) -> run.Result:
+        return run.convert(
+            source,
+            target,
+            order.want,
+            options=order.options,
+            report=tell,
+            cancelled=stop.is_set,
+            overwrite=order.overwrite,
+        )
+
+    if order.target:
+        return {
+            **msgspec.to_builtins(work(Path(order.target)), builtin_types=(Path,), enc_hook=str)
+        }
+    from llm_runner_router.home import Home
+
+    path = cache.cached(Home(Path(order.home)), source, order.want, order.options, work)
+    have = run.kind_of(source)
+    return {"path": str(path), "have": have, "want": order.want, "bytes": run.size_of(path)}
+
+
+def _told(exc: Exception) -> dict[str, Any]:
+    if isinstance(exc, RunnerError):
+        return {
+            "error": type(exc).__name__,
+            "message": exc.message,
+            "hint": exc.hint or "",
+            "param": exc.param or "",
+        }
+    import traceback
+
+    traceback.print_exc()
+    return {"error": "", "message": f"{type(exc).__name__}: {exc}", "hint": "", "param": ""}
+
+
+def _line(orders: Any) -> bytes:
+    """One line, unbuffered, so that the watcher sees the rest."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = orders.read(65536)
+        if not piece:
+            return b""
+        line += piece
+    return bytes(line)
+
+
+def _watch(orders: Any, stop: threading.Event) -> None:
+    """Wait until stdin closes, then stop the work; a converter that does not listen is left."""
+    try:
+        while orders.read(4096):
+            pass
+    finally:
+        stop.set()
+        time.sleep(GRACE)
+        os._exit(1)
+
+
+def _tell(report: int, message: dict[str, Any]) -> None:
+    os.write(report, msgspec.json.encode(message) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Runs a plan: step after step in a folder of its own, and the result in its place at the end.
+
+Knows: the disk (room, folders, renaming), how steps follow each other. Does not know: what a step
+does (`base.py` finds it), processes (`job.py`). Whoever reads the target sees the whole model or
+none; a conversion that failed, was stopped or was killed leaves no target, and what a killed one
+left beside it is removed by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from llm_runner_router.errors import BadRequest, EngineError, ModelFileError
+from llm_runner_router.models import detect
+
+from .base import Cancelled, Found, Options, found, pick
+from .plan import FILES, Step, disk, plan
+
+ROOM: Final = 64 * 1024 * 1024
+"""Bytes that stay free besides the estimate: headers, and what others write meanwhile."""
+_DRAFT = re.compile(r"\.(\d+)\.converting\Z")
+
+
+class Progress(Struct, frozen=True):
+    """How far a conversion is."""
+
+    step: int
+    """Counted from 1."""
+    steps: int
+    have: str
+    want: str
+    done: int
+    """Bytes of this step that are written, of `total`."""
+    total: int
+    what: str = ""
+    """The tensor that is next."""
+
+
+class Result(Struct, frozen=True):
+    """A conversion that is done."""
+
+    path: Path
+    have: str
+    want: str
+    bytes: int
+
+
+Report = Callable[[Progress], None]
+
+
+def quiet(progress: Progress) -> None:
+    """Tell nobody."""
+
+
+def kind_of(path: Path) -> str:
+    """The kind of the model at `path`, in the words of `plan.py`.
+
+    Raises:
+        ModelFileError: no format knows it.
+    """
+    name = detect.detect(path).name
+    if name == "onnx":
+        folder = path if path.is_dir() else path.parent
+        return "onnx-genai" if (folder / "genai_config.json").is_file() else "onnx"
+    return name
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def steps_for(
+    source: Path, want: str, *, have: str = "", among: tuple[Found, ...] | None = None
+) -> tuple[Step, ...]:
+    """The steps from `source` to the kind `want`.
+
+    Raises:
+        Unsupported: no chain of converters leads there.
+        ModelFileError: no format knows the source.
+    """
+    known = found() if among is None else among
+    facts = [one.facts for one in known]
+    return plan(have or kind_of(source), want, size=size_of(source), registry=facts)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    want: str,
+    *,
+    options: Options | None = None,
+    report: Report = quiet,
+    cancelled: Callable[[], bool] = lambda: False,
+    overwrite: bool = False,
+) -> Result:
+    """Convert the model at `source` to the kind `want` at `target`.
+
+    Args:
+        source: a file or folder; it is only read.
+        target: the file, or for kinds that are folders the folder, that will be there.
+        want: the kind, as in `plan.KINDS`.
+        options: what the caller may choose.
+        report: told how far it is, between tensors.
+        cancelled: asked between tensors whether to stop.
+        overwrite: replace what stands at `target`.
+
+    Raises:
+        BadRequest: the target exists, or is the source.
+        Unsupported: no way leads there, or a converter has no place for something.
+        ModelFileError: the source cannot be used.
+        EngineError: the disk has too little room, or cannot be written.
+        Cancelled: `cancelled` said so.
+    """
+    have = kind_of(source)
+    among = found()
+    steps = steps_for(source, want, have=have, among=among)
+    _check_target(source, target, overwrite=overwrite, done=not steps, want=want)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.converting")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
+        _check_room(target.parent, disk(steps))
+        draft.mkdir()
+    except OSError as exc:
+        raise _disk(target.parent, exc) from exc
+    try:
+        last = source
+        for number, step in enumerate(steps, 1):
+            place = draft / f"{number}{'.gguf' if step.want in FILES else ''}"
+
+            def tick(done: int, total: int, what: str, n: int = number, s: Step = step) -> None:
+                if cancelled():
+                    raise Cancelled("the conversion was stopped")
+                report(Progress(n, len(steps), s.have, s.want, done, total, what))
+
+            pick(step.converter, among)(last, place, options or Options(), tick)
+            if number > 1:
+                _remove(last)
+            last = place
+        _put(last, target, draft)
+    except OSError as exc:
+        raise _disk(target.parent, exc) from exc
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Result(target, have, want, size_of(target))
+
+
+def sweep(target: Path) -> None:
+    """Remove what conversions to `target` left whose process is gone."""
+    for path in target.parent.glob(f".{target.name}.*.converting"):
+        mark = _DRAFT.search(path.name)
+        if mark is not None and not _alive(int(mark[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
+def _check_target(source: Path, target: Path, *, overwrite: bool, done: bool, want: str) -> None:
+    if done:
+        raise BadRequest(
+            f"`{source}` is `{want}` already", hint="`llmrr quantize` changes the type of weights"
+        )
+    if target.exists() and (
+        source.samefile(target) or target.resolve() in source.resolve().parents
+    ):
+        raise BadRequest(f"`{target}` is the source itself", hint="name another target")
+    if target.exists() and not overwrite:
+        raise BadRequest(f"`{target}` exists", hint="name another target, or add `--force`")
+    if target.exists() and target.is_dir() != (want not in FILES):
+        what = "a folder" if target.is_dir() else "a file"
+        raise BadRequest(f"`{target}` is {what}, which `{want}` is not", hint="name another target")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + ROOM:
+        raise EngineError(
+            f"`{folder}` has {free >> 20} MiB free, and the conversion may need"
+            f" {(needed + ROOM) >> 20} MiB",
+            hint="free some room, or name a target on another disk",
+        )
+
+
+def _put(last: Path, target: Path, draft: Path) -> None:
+    """The finished model in its place. A folder in its place steps aside first."""
+    if not last.exists():
+        raise ModelFileError(f"the conversion wrote nothing to `{last}`")
+    if target.is_dir():
+        target.rename(draft / "replaced")
+    os.replace(last, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _disk(folder: Path, exc: OSError) -> EngineError:
+    return EngineError(
+        f"the conversion could not write below `{folder}`: {exc.strerror or exc}",
+        hint="check that the folder can be written and that the disk has room",
+    )
