@@ -18,13 +18,15 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ._files import Bad
-from .gguf_types import FORKS, KINDS
+from .gguf_types import BITNET, FORKS, KINDS
 
 MAGIC: Final = b"GGUF"
 MAX_STRING: Final = 16 * 1024 * 1024
@@ -66,6 +68,11 @@ class Tensor(Struct, frozen=True):
     type: int
     offset: int
     bytes: int
+
+
+def bitnet(architecture: object, kind: int) -> bool:
+    """Whether a tensor type is one of bitnet.cpp's, in a model of that architecture."""
+    return kind in BITNET and (kind not in KINDS or str(architecture).startswith("bitnet"))
 
 
 class Header(Struct, frozen=True):
@@ -129,8 +136,10 @@ class _Reader:
             raise Bad(
                 f"`general.alignment` is {alignment!r}, not a power of two of 8 bytes to 1 MiB"
             )
-        found = [self._tensor(alignment) for _ in range(tensors)]
+        architecture = fields.get("general.architecture")
+        found = [self._tensor(alignment, architecture) for _ in range(tensors)]
         start = -(-self._at // alignment) * alignment
+        found = _measured(found, architecture, max(0, self._size - start))
         _check_places(found, start, self._size)
         return Header(version, fields, tuple(found), start, self._spans)
 
@@ -172,27 +181,32 @@ class _Reader:
             return Skipped(kind, length, start)
         return tuple(self._scalar(kind) for _ in range(length))
 
-    def _tensor(self, alignment: int) -> Tensor:
+    def _tensor(self, alignment: int, architecture: object) -> Tensor:
         name = self._string("a tensor's name")
         dims = self._number("I")
         if not 1 <= dims <= MAX_DIMS:
             raise Bad(f"the tensor {name[:80]!r} has {dims} dimensions, not 1 to {MAX_DIMS}")
         shape = tuple(self._number("Q") for _ in range(dims))
         kind, offset = self._number("I"), self._number("Q")
+        count = 1
+        for length in shape:
+            count *= length
+        if offset % alignment:
+            raise Bad(f"the tensor {name[:80]!r} is not aligned to {alignment} bytes")
+        if bitnet(architecture, kind):
+            # The least that any of these types takes: 1.58 bits per weight, rounded down.
+            if count == 0 or count // 6 > self._size:
+                raise Bad(f"the tensor {name[:80]!r} of shape {shape} is larger than the file")
+            return Tensor(name, shape, kind, offset, 0)
         if kind not in KINDS:
             known = f" ({FORKS[kind]})" if kind in FORKS else ""
             raise Bad(f"the tensor {name[:80]!r} has type {kind}{known}, which this engine lacks")
         _, block, width = KINDS[kind]
-        count = 1
-        for length in shape:
-            count *= length
         # Python's integers do not wrap, so a product beyond the file is simply too large.
         if count == 0 or count // block * width > self._size:
             raise Bad(f"the tensor {name[:80]!r} of shape {shape} is larger than the file")
         if shape[0] % block:
             raise Bad(f"the rows of {name[:80]!r} ({shape[0]}) are no multiple of {block}")
-        if offset % alignment:
-            raise Bad(f"the tensor {name[:80]!r} is not aligned to {alignment} bytes")
         return Tensor(name, shape, kind, offset, count // block * width)
 
     # ------------------------------------------------------------ steps
@@ -256,6 +270,20 @@ class _Reader:
         start, end = self._skip_string(what)
         self._keep(end - start)
         return self._data[start:end].decode("utf-8", "replace")
+
+
+def _measured(tensors: list[Tensor], architecture: object, size: int) -> list[Tensor]:
+    """Tensors of bitnet.cpp with their bytes: up to where the next one begins, or to the end."""
+    if not any(bitnet(architecture, tensor.type) for tensor in tensors):
+        return tensors
+    starts = sorted({tensor.offset for tensor in tensors} | {size})
+    after = dict(pairwise(starts))
+    return [
+        replace(t, bytes=max(0, after.get(t.offset, t.offset) - t.offset))
+        if bitnet(architecture, t.type)
+        else t
+        for t in tensors
+    ]
 
 
 def _check_places(tensors: list[Tensor], start: int, size: int) -> None:

@@ -6,6 +6,7 @@ know: the layout of the header (`_gguf_header.py`), how the weights are used.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
 from ._files import Bad, Opened, Place, naming
-from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, open_header
+from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, bitnet, open_header
 from ._gguf_metadata import Metadata
-from .gguf_types import KINDS
+from .gguf_types import BITNET, KINDS
 
 __all__ = ["Header", "Skipped", "Tensor", "describe", "open_checkpoint", "read_header", "sniff"]
 
@@ -66,7 +67,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     places: dict[str, Place] = {}
     for part in parts:
         for tensor in part.header.tensors:
-            dtype, shape = KINDS[tensor.type].name, tuple(reversed(tensor.shape))
+            dtype = _kind(tensor, info.architecture)
+            shape = tuple(reversed(tensor.shape))
             weights[tensor.name] = Weight(tensor.name, dtype, shape, tensor.bytes)
             at = part.header.data + tensor.offset
             places[tensor.name] = Place(part.path, at, tensor.bytes)
@@ -146,19 +148,36 @@ def _info(parts: list[_Part]) -> ModelInfo:
         experts_used=number("expert_used_count"),
         window=number("attention.sliding_window"),
         tied=task == "generate" and _tied(tensors),
-        **_counted(tensors),
+        notes=_notes(tensors, architecture),
+        **_counted(tensors, architecture),
     )
 
 
-def _counted(tensors: list[Tensor]) -> dict[str, Any]:
+def _kind(tensor: Tensor, architecture: str) -> str:
+    if bitnet(architecture, tensor.type):
+        return BITNET[tensor.type]
+    return KINDS[tensor.type].name
+
+
+def _counted(tensors: list[Tensor], architecture: str) -> dict[str, Any]:
     types: dict[str, int] = {}
     parameters = 0
     for tensor in tensors:
-        name, block, width = KINDS[tensor.type]
+        name = _kind(tensor, architecture)
         types[name] = types.get(name, 0) + tensor.bytes
-        parameters += tensor.bytes // width * block
+        parameters += math.prod(tensor.shape)
     most = max(types, key=types.__getitem__) if types else ""
     return {"types": types, "parameters": parameters, "quantisation": most}
+
+
+def _notes(tensors: list[Tensor], architecture: str) -> tuple[str, ...]:
+    kinds = {BITNET[t.type] for t in tensors if bitnet(architecture, t.type)}
+    if not kinds:
+        return ()
+    return (
+        f"weights in {', '.join(sorted(kinds))} of bitnet.cpp, which llama.cpp does not read:"
+        " `llmrr convert` repacks I2_S to TQ2_0 without loss",
+    )
 
 
 _TOKENIZERS = {"gpt2": "bpe", "llama": "spm", "bert": "wordpiece", "t5": "unigram"}

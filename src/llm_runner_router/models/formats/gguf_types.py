@@ -61,8 +61,10 @@ FORKS: Final[dict[int, str]] = {
     31: "Q4_0_4_4, removed from llama.cpp in 2024",
     32: "Q4_0_4_8, removed from llama.cpp in 2024",
     33: "Q4_0_8_8, removed from llama.cpp in 2024",
-    36: "I2_S of bitnet.cpp",
-    37: "I8_S of bitnet.cpp",
-    38: "TL1 of bitnet.cpp",
 }
-"""Types that other programs use or used; this engine cannot run them."""
+"""Types that other programs used; nothing runs them any more."""
+
+BITNET: Final[dict[int, str]] = {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2"}
+"""Types of bitnet.cpp, a fork, for weights of -1, 0 and 1. 39 is MXFP4 in llama.cpp: it is TL2 in
+files whose architecture is `bitnet…`. Their sizes depend on the program that wrote them: I2_S takes
+a quarter of a byte per weight and 32 bytes per tensor."""

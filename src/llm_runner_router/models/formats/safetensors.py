@@ -52,7 +52,7 @@ def describe(path: Path) -> ModelInfo:
         ModelFileError: something is missing, unreadable or not sound; says what and why.
     """
     with naming(path):
-        return _load(path)[1]
+        return load(path)[1]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -62,7 +62,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ModelFileError: as `describe`.
     """
     with naming(path):
-        parts, info, config = _load(path)
+        parts, info, config = load(path)
     return Opened(path, info, config, all_weights(parts), all_sources(parts))
 
 
@@ -187,7 +187,13 @@ def _names_of(folder: Path) -> list[str]:
 # ---------------------------------------------------------------- facts
 
 
-def _load(path: Path) -> tuple[list[Part], ModelInfo, dict[str, Any]]:
+def load(path: Path) -> tuple[list[Part], ModelInfo, dict[str, Any]]:
+    """The files of the model at `path`, its facts, and its `config.json`.
+
+    Raises:
+        Bad: something is not sound.
+        OSError: something cannot be read.
+    """
     parts = read_parts(path)
     folder = path if path.is_dir() else path.parent
     names = {name for part in parts for name in part.weights}
