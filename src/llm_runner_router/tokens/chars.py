@@ -24,6 +24,12 @@ COLLAPSED: Final = {"N": "\xd1", "L": "\xd2", "P": "\xd3", "M": "\xd4", "S": "\x
 """What stands for a character above ASCII of these categories in `collapse`."""
 OTHER: Final = "\xd0"
 SPACE: Final = "\v"
+HAN, JOINER, LONG_S = "\xd6", "\xd7", "\xd8"
+"""What stands for these characters where they are told apart."""
+_HAN: Final = (
+    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2EBEF),
+    (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
 
 
 @cache
@@ -54,17 +60,29 @@ class _Table(dict[int, str]):
         return found
 
 
-_collapse = _Table({code: chr(code) for code in range(128)})
+class _Finer(_Table):
+    """The same with Han characters, joiners and the long s told apart."""
+
+    def __missing__(self, code: int) -> str:
+        if any(first <= code <= last for first, last in _HAN):
+            self[code] = HAN
+            return HAN
+        return super().__missing__(code)
 
 
-def collapse(text: str) -> bytes:
+_ascii = {code: chr(code) for code in range(128)}
+_collapse = _Table(_ascii)
+_finer = _Finer({**_ascii, 0x200C: JOINER, 0x200D: JOINER, 0x17F: LONG_S})
+
+
+def collapse(text: str, *, finer: bool = False) -> bytes:
     """`text` with one byte for each character: itself in ASCII, else what kind it is.
 
     Regular expressions on categories become ordinary ones this way; the idea is the engine's.
     """
     if text.isascii():
         return text.encode("ascii")
-    return text.translate(_collapse).encode("latin-1")
+    return text.translate(_finer if finer else _collapse).encode("latin-1")
 
 
 _spaces = {ord(c): SPACE for c in SPACES if ord(c) > 127}

@@ -4,8 +4,7 @@ Knows: the kinds of vocabulary, special tokens, what goes around a text. Does no
 kind encodes plain text (`bpe.py`, `spm.py`, `unigram.py`, `wordpiece.py`), files (`vocab.py`).
 
 Compared with the engine's own `/tokenize` and `/detokenize` in the tests. What the engine can and
-this cannot: RWKV, PLaMo and DNA vocabularies, and the pre-tokenizers of Kimi K2 and K2 Horizon;
-those are refused by name.
+this cannot: RWKV, PLaMo, DNA and white-space vocabularies; those are refused by name.
 """
 
 from __future__ import annotations

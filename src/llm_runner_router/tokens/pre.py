@@ -18,7 +18,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from .chars import collapse, plain_spaces
+from .chars import HAN, JOINER, LONG_S, collapse, plain_spaces
 
 Spans = list[tuple[int, int]]
 
@@ -29,6 +29,9 @@ _MEMBERS: Final = {
     "P": "\xd3!-#%-*,-/:-;?-@\\[-\\]_\\{\\}",
     "M": "\xd4",
     "S": "\xd5\\$\\+<->\\^`\\|~",
+    "Han": HAN,
+    "Joiner": JOINER,
+    "Long": LONG_S,
 }
 _DIGITS = re.compile(b"[\xd10-9]+")
 
@@ -60,7 +63,7 @@ def _bytes_pattern(expression: str) -> re.Pattern[bytes]:
         escaped = at > 0 and expression[at - 1] == "\\"
         found = _CATEGORY.match(expression, at)
         if found is not None:
-            members = _MEMBERS[found[1][0]]
+            members = _MEMBERS.get(found[1]) or _MEMBERS[found[1][0]]
             out.append(members if inside else f"[{members}]")
             at = found.end()
             continue
@@ -85,7 +88,7 @@ def split(row: Row, text: str) -> list[str]:
     """The words of `text`; joined they are `text`."""
     if not text:
         return []
-    collapsed = collapse(text)
+    collapsed = collapse(text, finer="finer" in row.flags)
     plain: str | None = None
     spans: Spans = [(0, len(text))]
     for expression in row.split:
