@@ -24,6 +24,7 @@ VERBS = {
     "show": "Tell what is known about a model.",
     "convert": "Convert a model file to another kind.",
     "tokenize": "Cut a text into a model's tokens, or count them.",
+    "search": "Search the Hub, and tell what would run here.",
     "pull": "Bring models to this machine.",
     "cp": "Give a model another name.",
     "rm": "Forget models and delete their files.",
