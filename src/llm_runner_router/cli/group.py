@@ -22,6 +22,7 @@ VERBS = {
     "ps": "Show the loaded models.",
     "ls": "List the models that can be asked.",
     "show": "Tell what is known about a model.",
+    "inspect": "Tell what a model file is, needs, and runs on.",
     "convert": "Convert a model file to another kind.",
     "tokenize": "Cut a text into a model's tokens, or count them.",
     "search": "Search the Hub, and tell what would run here.",
