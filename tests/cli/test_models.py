@@ -117,6 +117,27 @@ def test_damage_is_found_and_repaired(hub: FakeHub, llmrr: Run) -> None:
     assert llmrr("verify", "ollama:tiny").code == 0
 
 
+def test_a_signature_that_is_wanted_and_not_there(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    (tmp_path / "no.pub").write_text("no key")
+    refused = llmrr("pull", "ollama:tiny", "--public-key", str(tmp_path / "no.pub"))
+    assert (refused.code, "is no public key" in refused.err) == (1, True), refused
+    assert llmrr("ls", "--all", "--json").out.strip() == "[]"
+    refused = llmrr("pull", "ollama:tiny", "--identity", "me@example.org")
+    assert "--identity-provider" in refused.err
+    pem = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"]
+    private = subprocess.run(pem, capture_output=True, check=True).stdout
+    public = subprocess.run(
+        ["openssl", "ec", "-pubout"], input=private, capture_output=True, check=True
+    ).stdout
+    (tmp_path / "key.pub").write_bytes(public)
+    refused = llmrr("pull", "ollama:tiny", "--public-key", str(tmp_path / "key.pub"))
+    assert "is not signed" in refused.err
+    assert llmrr("pull", "ollama:tiny", "-q").code == 0
+    refused = llmrr("verify", "ollama:tiny", "--public-key", str(tmp_path / "key.pub"))
+    assert (refused.code, "is not signed" in refused.out) == (1, True), refused
+
+
 def test_a_folder_of_its_own(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
     llmrr("pull", "ollama:tiny", "-q")
     out = tmp_path / "out"

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from llm_runner_router import refs
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.units import format_size
 
-from . import output, pulling
+from . import output, pulling, signed
 from .group import Verb
 
 
 @click.command("pull", cls=Verb)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--name", metavar="NAME", help="Keep it under this name (for one MODEL).")
+@signed.options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="What is here now, as JSON.")
-def command(models: tuple[str, ...], name: str | None, quiet: bool, as_json: bool) -> int:
+def command(
+    models: tuple[str, ...],
+    name: str | None,
+    signature: Path | None,
+    public_key: Path | None,
+    identity: str,
+    issuer: str,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Download MODELs: `hf:org/repo`, `hf:org/repo#Q4_K_M`, `ollama:name:tag`, `https://…`, `s3://…`.
 
     A download that was stopped goes on where it was; what is on this machine already is linked,
@@ -29,7 +41,11 @@ def command(models: tuple[str, ...], name: str | None, quiet: bool, as_json: boo
         raise click.UsageError("`--name` is for one model", click.get_current_context())
     if name is not None:
         new_name(name)
-    pulled = [pulling.pull(refs.parse(model), name=name, quiet=quiet) for model in models]
+    asked = signed.Signature(signature, public_key, identity, issuer)
+    accept = asked.check if asked.wanted else None
+    pulled = [
+        pulling.pull(refs.parse(model), name=name, quiet=quiet, accept=accept) for model in models
+    ]
     if as_json:
         output.json(pulled)
         return 0

@@ -20,6 +20,7 @@ from llm_runner_router.units import format_duration, format_size
 from . import output
 
 if TYPE_CHECKING:  # `llmrr run` asks `ensure` each time, and seldom needs what downloads
+    from llm_runner_router.models.blobs import Store
     from llm_runner_router.models.download import Watch
     from llm_runner_router.models.manifest import Stored
 
@@ -27,8 +28,14 @@ LINE_SECONDS = 5.0
 """Seconds between two lines about one file."""
 
 
-def pull(ref: refs.Ref, *, name: str | None = None, quiet: bool = False) -> Stored:
-    """Bring a model here and show how.
+def pull(
+    ref: refs.Ref,
+    *,
+    name: str | None = None,
+    quiet: bool = False,
+    accept: Callable[[Stored, Store], None] | None = None,
+) -> Stored:
+    """Bring a model here and show how; the arguments are those of `Puller.pull`.
 
     Raises:
         RunnerError: as `Puller.pull`.
@@ -38,7 +45,7 @@ def pull(ref: refs.Ref, *, name: str | None = None, quiet: bool = False) -> Stor
 
     with watching(quiet) as watch:
         try:
-            return asyncio.run(Puller(os.environ, watch).pull(ref, name=name))
+            return asyncio.run(Puller(os.environ, watch).pull(ref, name=name, accept=accept))
         except KeyboardInterrupt:
             watch.say("stopped; what came is kept, the same command goes on with it")
             raise

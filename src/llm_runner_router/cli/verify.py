@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
+import msgspec
 from msgspec import Struct
 
 from llm_runner_router.errors import ModelFileError, UnknownModel
@@ -13,9 +15,9 @@ from llm_runner_router.models.found import Found
 from llm_runner_router.models.manifest import hash_file
 from llm_runner_router.units import format_size
 
-from . import output
+from . import output, signed
 from .group import Verb
-from .stored import locate_other, opened, stored_name
+from .stored import kept, locate_other, opened, stored_name
 
 
 class Verified(Struct, frozen=True):
@@ -33,15 +35,28 @@ class Verified(Struct, frozen=True):
 
 @click.command("verify", cls=Verb)
 @click.argument("models", nargs=-1, metavar="[MODEL…]")
+@signed.options
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def command(models: tuple[str, ...], as_json: bool) -> int:
+def command(
+    models: tuple[str, ...],
+    signature: Path | None,
+    public_key: Path | None,
+    identity: str,
+    issuer: str,
+    as_json: bool,
+) -> int:
     """Hash the files of MODELs again and compare, of all in the store without any.
+
+    With --public-key or --identity, also see that exactly these files were signed by that key or
+    person (OpenSSF model signing; the extra `signing`).
 
     Exit code 1 if one is damaged or missing.
     """
     store = opened()
     results = []
-    for result in verified(models or tuple(store.names()), store):
+    asked = signed.Signature(signature, public_key, identity, issuer)
+    for found in verified(models or tuple(store.names()), store):
+        result = _signed(found, asked, store)
         results.append(result)
         if not as_json:
             _print(result)
@@ -74,6 +89,17 @@ def verified(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
                 f"the store has no {model!r}", hint="`llmrr ls --all` lists what is on this machine"
             )
         yield _other(other)
+
+
+def _signed(result: Verified, asked: signed.Signature, store: Store) -> Verified:
+    """`result`, with what is wrong with its signature if one is wanted."""
+    if not asked.wanted or not result.ok:
+        return result
+    try:
+        asked.check(kept(result.name, store), store)
+    except ModelFileError as exc:
+        return msgspec.structs.replace(result, problem=exc.message)
+    return result
 
 
 def _other(other: Found) -> Verified:

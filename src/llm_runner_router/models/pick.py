@@ -65,7 +65,7 @@ _COMPANION = re.compile(
     r"|sentence_bert_config|config_sentence_transformers|modules|quantization_config|tekken"
     r"|.*\.index)\.json"
     r"|merges\.txt|vocab\.txt|bpe\.codes|spiece\.model|tokenizer\.model.*|sentencepiece\S*\.model"
-    r"|.*\.tiktoken|chat_template\.jinja|.*\.jinja|LICENSE.*|LICENCE.*|NOTICE.*",
+    r"|.*\.sig|claims\.jsonl|.*\.tiktoken|chat_template\.jinja|.*\.jinja|LICENSE.*|LICENCE.*|NOTICE.*",
     re.IGNORECASE,
 )
 _POOLING = re.compile(r"\d+_\w+/config\.json")
@@ -141,7 +141,7 @@ def _named(files: Sequence[Listed], ref: Ref) -> Choice:
     _whole(names, known, ref)
     chosen = tuple(known[name] for name in names)
     if wanted.lower().endswith(".gguf"):
-        return Choice(chosen, names[0], quant_of(wanted))
+        return Choice((*chosen, *_signature(known, names[0])), names[0], quant_of(wanted))
     extra = _companions(files, wanted.rpartition("/")[0])
     return Choice((*chosen, *(f for f in extra if f.path not in names)), wanted)
 
@@ -182,7 +182,8 @@ def _gguf(ggufs: Sequence[Listed], files: Sequence[Listed], ref: Ref) -> Choice:
     seers = [f.path for f in files if "mmproj" in f.path.lower()]
     if seers:
         notes.append(f"left out the projector for images ({seers[0]})")
-    return Choice(tuple(known[name] for name in names), names[0], quant, tuple(notes))
+    chosen = (*(known[name] for name in names), *_signature(known, names[0]))
+    return Choice(chosen, names[0], quant, tuple(notes))
 
 
 def _folder(files: Sequence[Listed], ref: Ref) -> Choice:
@@ -205,11 +206,18 @@ def _folder(files: Sequence[Listed], ref: Ref) -> Choice:
             _whole(split_names(weight.path), known, ref)
         home = weights[0].path.rpartition("/")[0]
         extra = [*_companions(files, ""), *(_companions(files, home) if home else ())]
+        if any(f.path in ("model.sig", "claims.jsonl") for f in files):
+            extra = list(files)  # what is signed is the whole, and can be checked only so
         chosen = {f.path: f for f in (*weights, *extra)}
         others = sorted({k for k, found in groups if found and k != kind})
         notes = (f"chose the {kind} files; {', '.join(others)} left out",) if others else ()
         return Choice(tuple(chosen.values()), notes=notes)
     raise NotFound(f"`{ref}` has no model files", hint=_there(files), param="model")
+
+
+def _signature(known: dict[str, Listed], main: str) -> list[Listed]:
+    """The signature of a single file, if one lies beside it."""
+    return [known[f"{main}.sig"]] if f"{main}.sig" in known else []
 
 
 def _safetensors(top: Sequence[Listed]) -> list[Listed]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from hashlib import sha256 as sha256_of
 from pathlib import Path
@@ -62,9 +62,19 @@ class Puller:
         self.hub = HubCache(folder(environ))
 
     async def pull(
-        self, ref: Ref, *, name: str | None = None, source: Source | None = None
+        self,
+        ref: Ref,
+        *,
+        name: str | None = None,
+        source: Source | None = None,
+        accept: Callable[[Stored, Store], None] | None = None,
     ) -> Stored:
         """Bring `ref` here and give it a name; what is there already is checked, not fetched.
+
+        Args:
+            name: another name than the reference.
+            source: where it comes from; default is the reference's own.
+            accept: asked before the name is given; what it raises refuses the model.
 
         Raises:
             NotFound, UpstreamError, Unavailable, BadResponse: nothing has a new name then, and
@@ -92,6 +102,9 @@ class Puller:
                 license=manifest.license,
                 notes=manifest.notes,
             )
+            if accept is not None:
+                self._watch.say("verifying signature")
+                await asyncio.to_thread(accept, stored, self.store)
             self._watch.say("writing manifest")
             await asyncio.to_thread(shelf.finish)
             await asyncio.to_thread(self.store.put, stored)
