@@ -88,6 +88,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "LLMRR_HOST": ("::1", "::1"),
     "LLMRR_SERVER_HOST": ("::1", "::1"),
     "LLMRR_ENGINE_WAIT_POLICY": ("spin", "spin"),
+    "LLMRR_ENGINE_KV_TYPE": ("q8_0", "q8_0"),
+    "LLMRR_ENGINE_SPECULATE": ("ngram", "ngram"),
     "LLMRR_ENGINE_PIN": ("zoo:tiny-math, auto", ("zoo:tiny-math", "auto")),
     "LLMRR_ENGINE_SLOTS": ("8", 8),
     "LLMRR_ENGINE_THREADS": ("3", 3),

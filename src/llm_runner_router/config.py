@@ -156,6 +156,9 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """Context in tokens per request; default is what the model was trained for."""
     kv_type: Literal["f16", "q8_0"] = "f16"
     """How keys and values are kept: `q8_0` takes half the memory and rounds them to 8 bits."""
+    speculate: Literal["auto", "ngram", "off"] = "auto"
+    """Guess tokens ahead from the text's own n-grams: where that was measured to pay, always, or
+    never."""
     saved_prompts: Annotated[Bytes, Meta(ge=0)] = 1 << 30
     """Bytes on disk for prompts already computed by models that were unloaded, so that their next
     load need not compute them again; 0 keeps none. They are deleted when the server ends."""

@@ -17,6 +17,7 @@ from .base import Purpose as Purpose
 from .effects import Group, Left, Need
 from .fit import Placement
 from .prompts import Counts, Saved
+from .speculate import Pace, Timings
 from .threads import CpuPlan
 from .worker import Worker
 
@@ -54,6 +55,7 @@ class Known:
         self.groups = groups
         self.served = 0
         self.speed: float | None = None
+        self.pace = Pace()
         self.prompts = Counts()
 
     @property
@@ -83,6 +85,8 @@ class Live:
         self.since = 0.0
         self.load_seconds = 0.0
         self.from_spare = False
+        self.guesses = False
+        """It guesses tokens ahead."""
         self.restored: dict[int, Saved] = {}
         """Prompts it was given, by slot."""
         self.task: asyncio.Task[None] | None = None
@@ -99,11 +103,13 @@ class Lease:
         """Tell that an answer is complete; a try that failed or was left is none."""
         self._live.known.served += 1
 
-    def decoded(self, tokens_per_second: float) -> None:
-        """Tell how fast an answer was decoded."""
-        known = self._live.known
-        before = known.speed if known.speed is not None else tokens_per_second
-        known.speed = before + SMOOTH * (tokens_per_second - before)
+    def timed(self, told: Timings) -> None:
+        """Tell how fast an answer was read and written."""
+        known, speed = self._live.known, told.predicted_per_second
+        known.pace = known.pace.after(told)
+        if told.predicted_n > 1:  # a single one is all reading
+            before = known.speed if known.speed is not None else speed
+            known.speed = before + SMOOTH * (speed - before)
 
     async def died(self, within: float = GONE) -> RunnerCrashed | None:
         """The crash, if the process is gone or goes `within` seconds; else None."""

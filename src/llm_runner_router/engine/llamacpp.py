@@ -105,6 +105,17 @@ def saving(order: dict[str, Any], folder: Path) -> dict[str, Any]:
     return order | {"params": order["params"] | {"slot_save_path": f"{folder}{os.sep}"}}
 
 
+def guessing(order: dict[str, Any]) -> dict[str, Any]:
+    """`order`, with guesses ahead from the text's own n-grams.
+
+    Of the kinds that need no second model, `NGRAM_MAP_K` was right most often in b11549.
+    `NGRAM_SIMPLE` seldom guessed, and `NGRAM_MOD` keeps its table between requests, so that an
+    answer depended on those before it.
+    """
+    kinds = {"enums": ["common_speculative_type", ["COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K"]]}
+    return order | {"params": order["params"] | {"speculative.types": kinds}}
+
+
 def parameters(
     model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, *, embed: bool
 ) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from llm_runner_router.deltas import decode_speed, prime
+from llm_runner_router.deltas import prime
 from llm_runner_router.errors import (
     ConnectFailed,
     ContextTooLong,
@@ -34,6 +34,7 @@ from llm_runner_router.types import (
     Target,
 )
 
+from . import speculate
 from .base import Adapted
 from .calls import CallReader
 from .fanout import choices
@@ -214,9 +215,9 @@ class _Answer:
                 raise
             crash.target = self._name
             raise crash from exc
-        speed = None if delta.timings is None else decode_speed(delta.timings)
-        if speed:
-            self._lease.decoded(speed)
+        told = None if delta.timings is None else speculate.read(delta.timings)
+        if told is not None:
+            self._lease.timed(told)
         with _Named(self._name):
             return self._reader.read(delta)
 

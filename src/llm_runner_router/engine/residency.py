@@ -33,7 +33,7 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import base, devices, fit, llamacpp, threads
+from . import base, devices, fit, llamacpp, speculate, threads
 from .effects import Effect, Grant, Group, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
@@ -342,6 +342,9 @@ class Residency:
         order = known.engine.order(known.model, plan, known.placement, key, known.purpose)
         if folder is not None:
             order = llamacpp.saving(order, folder)
+        live.guesses = self._guesses(known)
+        if live.guesses:
+            order = llamacpp.guessing(order)
         try:
             address = await worker.load(order, self._settings.load_timeout)
         except LoadFailed:
@@ -396,6 +399,11 @@ class Residency:
             await asyncio.gather(exited, stopped, return_exceptions=True)
         if not live.stop.is_set():
             live.crash = live.worker.crashed()
+
+    def _guesses(self, known: Known) -> bool:
+        """A runner of `known` would guess ahead if it were started now."""
+        able = known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
+        return able and speculate.wanted(self._settings.speculate, known.pace)
 
     def _measure(self, number: int, live: Live) -> None:
         """Replace the estimate of a runner's memory by what it takes and may still take."""
@@ -494,7 +502,8 @@ class Residency:
             if live is None or live.plan is None or live.worker is None or view.coming:
                 continue
             wanted = self._plan(live.known, live.worker.pid)
-            if self._retune.observe(view.key, live.plan, wanted, now):
+            other = live.endpoint is not None and live.guesses != self._guesses(live.known)
+            if self._retune.observe(view.key, live.plan, wanted, now) or other:
                 self._post(partial(self._scheduler.on_replan, view.key))
 
     def _refill(self) -> None:

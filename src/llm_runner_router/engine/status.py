@@ -46,6 +46,12 @@ class RunnerStatus(Struct, frozen=True):
     prompts_restored: int = 0
     """Prompts given back to a runner of it after a load."""
     tokens_restored: int = 0
+    guesses: bool = False
+    """It guesses tokens ahead (`engine.speculate`)."""
+    guessed: int = 0
+    guessed_right: int = 0
+    predicted: int = 0
+    """Memory it was expected to take at most; `reserved` may be less once it was measured."""
     made_room: tuple[str, ...] = ()
     """What was evicted so that it could be loaded: bytes, seconds of loading, requests lately."""
     failures: int = 0
@@ -113,6 +119,10 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         prompts_restored=known.prompts.restored,
         tokens_restored=known.prompts.tokens,
         made_room=runner.made_room,
+        guesses=live.guesses,
+        guessed=known.pace.guessed,
+        guessed_right=known.pace.right,
+        predicted=known.placement.bytes,
         failures=view.restarts,
         last_error=view.last_error,
     )

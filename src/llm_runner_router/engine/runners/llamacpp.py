@@ -25,7 +25,8 @@ def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
     """The engine's parameters from dotted names; also those names it does not have.
 
     The engine's names change between monthly releases without notice, so each is checked. A value
-    `{"enum": [TYPE, NAME]}` names a member of one of its enumerations; `{"set": […]}` is a set.
+    `{"enum": [TYPE, NAME]}` names a member of one of its enumerations,
+    `{"enums": [TYPE, [NAME…]]}` a list of them; `{"set": […]}` is a set.
     """
     params = module.CommonParams()
     unknown: list[str] = []
@@ -40,6 +41,9 @@ def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
         if isinstance(value, dict) and "enum" in value:
             kind, member = value["enum"]
             value = getattr(getattr(module, kind), member)
+        elif isinstance(value, dict) and "enums" in value:
+            kind, members = value["enums"]
+            value = [getattr(getattr(module, kind), member) for member in members]
         elif isinstance(value, dict) and "set" in value:
             value = set(value["set"])
         setattr(holder, last, value)
