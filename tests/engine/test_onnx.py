@@ -22,15 +22,16 @@ from llm_runner_router.convert.base import Options
 from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.engine import onnx, onnx_genai
 from llm_runner_router.engine.devices import Machine
+from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.errors import ContextTooLong, LoadFailed
-from llm_runner_router.models.formats import safetensors
+from llm_runner_router.models import detect
 from llm_runner_router.models.info import LocalModel, ModelInfo
-from llm_runner_router.types import Message, ModelCard, Request, ResponseFormat, Sampling
+from llm_runner_router.types import Message, Request, ResponseFormat, Sampling
 
-from .locally import CALL, HUB, Locally
+from .locally import CALL, HUB, Locally, model_at
 
 pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
-pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+onnx_files = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("onnx")]
 
@@ -58,18 +59,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def model_in(folder: Path, engine: str, source: Path = SOURCE, **changes: Any) -> LocalModel:
-    info = msgspec.structs.replace(
-        safetensors.describe(source), format="onnx", notes=("has genai_config.json",)
-    )
-    name = f"file:{folder}:{engine}"
-    model = LocalModel(name, folder, info, ModelCard(name=name, local=True), engine=engine)
-    return msgspec.structs.replace(model, **changes)
+def named(folder: Path, engine: str, **changes: Any) -> LocalModel:
+    return model_at(folder, engine=engine, name=f"{folder}:{engine}", **changes)
 
 
 @pytest.fixture(params=ENGINES)
 def model(folder: Path, request: pytest.FixtureRequest) -> LocalModel:
-    return model_in(folder, request.param)
+    return named(folder, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -178,24 +174,51 @@ def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:
         local.ask(model, chat("word " * 2000))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_folder_without_a_graph(local: Locally, engine: str, tmp_path: Path) -> None:
-    shutil.copy(SOURCE / "tokenizer.json", tmp_path)
-    with pytest.raises(LoadFailed, match=r"genai_config|graphs"):
-        local.ask(model_in(tmp_path, engine), chat("hello"))
+def test_the_folder_tells_which_engine(folder: Path, local: Locally) -> None:
+    chooser = EngineSelector()
+    info = detect.describe(folder)
+    assert chooser.get_best(info).NAME == "onnx_genai"
+    with pytest.raises(LoadFailed, match="gives no embeddings"):
+        local.embed(named(folder, "onnx_genai"), "some text")
 
 
-def test_a_graph_of_unknown_inputs(local: Locally, tmp_path: Path) -> None:
-    from onnx import TensorProto, helper, save
+def test_a_graph_that_is_gone_when_it_is_loaded(
+    local: Locally, folder: Path, tmp_path: Path
+) -> None:
+    for engine, name in (("onnx_genai", "genai_config.json"), ("onnx", "model.onnx")):
+        copy = tmp_path / engine
+        shutil.copytree(folder, copy)
+        model = named(copy, engine)
+        (copy / name).unlink()
+        with pytest.raises(LoadFailed, match=r"genai_config\.json|0 graphs"):
+            local.ask(model, chat("hello"))
 
-    value = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [1])
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    node = helper.make_node("Identity", ["pixels"], ["y"])
-    graph = helper.make_graph([node], "g", [value], [out])
-    made = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
-    save(made, str(tmp_path / "model.onnx"))
-    with pytest.raises(LoadFailed, match="pixels"):
-        local.ask(model_in(tmp_path, "onnx"), chat("hello"))
+
+def test_a_graph_of_unknown_inputs(local: Locally, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    model = named(copy, "onnx")
+    graph = onnx_files.load(str(copy / "model.onnx"), load_external_data=False)
+    for one in graph.graph.input:
+        if one.name == "input_ids":
+            one.name = "pixels"
+    for node in graph.graph.node:
+        for i, name in enumerate(node.input):
+            if name == "input_ids":
+                node.input[i] = "pixels"
+    onnx_files.save(graph, str(copy / "model.onnx"))
+    with pytest.raises(LoadFailed, match="takes pixels"):
+        local.ask(model, chat("hello"))
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_0"])
+def test_quantised_graphs_answer_alike_in_both(local: Locally, tmp_path: Path, type: str) -> None:
+    hf_onnx.decoder(SOURCE, tmp_path / type, Options(type), lambda done, total, what: None)
+    ours, plain = (
+        local.ask(named(tmp_path / type, engine), chat("What is 12 + 30?")).text
+        for engine in ENGINES
+    )
+    assert ours == plain
 
 
 def test_what_they_run() -> None:

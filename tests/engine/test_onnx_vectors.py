@@ -14,10 +14,9 @@ from llm_runner_router.convert import hf_onnx
 from llm_runner_router.convert.base import Options
 from llm_runner_router.engine.runners.session import Order
 from llm_runner_router.errors import Unsupported
-from llm_runner_router.models.info import LocalModel, ModelInfo
-from llm_runner_router.types import ModelCard, Request
+from llm_runner_router.types import Request
 
-from .locally import Locally
+from .locally import Locally, model_at
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
@@ -82,20 +81,15 @@ def local() -> Iterator[Locally]:
     local.close()
 
 
-def model_in(folder: Path, **facts: Any) -> LocalModel:
-    info = ModelInfo("onnx", "bert", context=256, task="embed", bytes=1 << 20, width=64, **facts)
-    return LocalModel(f"file:{folder}", folder, info, ModelCard(name="m", local=True))
-
-
 def test_vectors_are_those_of_transformers(local: Locally, tmp_path: Path) -> None:
     model, folder = made(tmp_path, "bert")
-    found = local.embed(model_in(folder), *TEXTS)
+    found = local.embed(model_at(folder), *TEXTS)
     want = expected(model, folder, None)
     assert np.array([list(v) for v in found.vectors]) == pytest.approx(want, abs=1e-5)
     assert found.usage is not None
     assert found.usage.prompt_tokens == 8 + 3 + 6
     with pytest.raises(Unsupported, match="does not write"):
-        local.ask(model_in(folder), Request(model="m", prompt="the"))
+        local.ask(model_at(folder), Request(model="m", prompt="the"))
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,16 @@ def test_no_such_engine() -> None:
         load_engine("nonesuch")
     with pytest.raises(ConfigError, match="scheduler"):
         load_engine("scheduler")
+
+
+def test_vectors_come_from_an_engine_that_gives_them() -> None:
+    writes, gives = Made("writes", 0.9), Made("gives", 0.4)
+    gives.FEATURES = frozenset(("embed",))
+    chooser = selector(writes, gives)
+    assert chooser.get_best(HF).NAME == "writes"
+    assert chooser.get_best(HF, purpose="embed").NAME == "gives"
+    with pytest.raises(LoadFailed, match="writes gives no embeddings"):
+        selector(writes).get_best(HF, purpose="embed")
+    named = msgspec.structs.replace(resolve(parse("zoo:tiny-math")), engine="writes")
+    with pytest.raises(LoadFailed, match="gives no embeddings"):
+        chooser.get_best(named, purpose="embed")

@@ -27,8 +27,8 @@ NEEDS: tuple[str, ...] = ("onnxruntime",)
 RUNNER = f"{RUNNERS}.onnx"
 FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank"}
 FORMAT = "onnx"
-PROCESS = 100 * 1024 * 1024
-"""Bytes of an empty runner: interpreter, numpy, tokenizers, onnxruntime."""
+PROCESS = 110 * 1024 * 1024
+"""Bytes of an empty runner: interpreter, numpy, tokenizers, the library."""
 
 
 def can_run(info: ModelInfo, machine: Machine) -> Verdict:
@@ -53,9 +53,32 @@ def place(
     wide = msgspec.structs.replace(
         info, key_length=4 * info.key_length, value_length=4 * info.value_length
     )
+    return with_copies(info, wide, slots=slots, context=context, budget=budget, embed=embed)
+
+
+def with_copies(
+    info: ModelInfo,
+    wide: ModelInfo,
+    *,
+    slots: int,
+    context: int | None,
+    budget: int,
+    embed: bool,
+) -> Placement:
+    """A placement that counts the mapped file and what the library makes of it.
+
+    Matrices of 16 bits become F32, and every matrix is copied once in the order in which it is
+    multiplied (prepacking).
+
+    Args:
+        info: the model's facts.
+        wide: the same with the lengths of keys and values that one slot takes, in units of 16 bits.
+        slots: as for `fit.place`, like the rest.
+    """
     room = max(0, budget - PROCESS)
     found = fit.place(wide, slots=slots, context=context, budget=room, embed=embed)
-    more = PROCESS + info.bytes - found.prompt_cache
+    copies = 4 * info.parameters if info.quantisation in ("F16", "BF16") else info.bytes
+    more = PROCESS + copies - found.prompt_cache
     return msgspec.structs.replace(found, bytes=found.bytes + more, prompt_cache=0)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from llm_runner_router.models.info import ModelInfo
 
-from . import fit, onnx
+from . import onnx
 from .adapting import adapt as adapt
 from .base import RUNNERS, Feature, Verdict
 from .devices import Machine
@@ -27,8 +27,6 @@ EXTRA: str | None = "onnx"
 NEEDS: tuple[str, ...] = ("onnxruntime_genai",)
 RUNNER = f"{RUNNERS}.onnx_genai"
 FEATURES: frozenset[Feature] = LOGITS
-PROCESS = 110 * 1024 * 1024
-"""Bytes of an empty runner: interpreter, numpy, tokenizers, the library."""
 
 
 def can_run(info: ModelInfo, machine: Machine) -> Verdict:
@@ -49,8 +47,4 @@ def place(
     wide = msgspec.structs.replace(
         info, key_length=2 * info.key_length, value_length=2 * info.value_length
     )
-    room = max(0, budget - PROCESS)
-    found = fit.place(wide, slots=slots, context=context, budget=room, embed=embed)
-    # Weights are copied in another order beside the mapped file (prepacking).
-    more = PROCESS + info.bytes - found.prompt_cache
-    return msgspec.structs.replace(found, bytes=found.bytes + more, prompt_cache=0)
+    return onnx.with_copies(info, wide, slots=slots, context=context, budget=budget, embed=embed)

@@ -457,7 +457,7 @@ class Residency:
         key = key_of(model.name, purpose)
         known = self._known.get(key)
         if known is None or known.model != model:
-            engine = self._engines.get_best(model)
+            engine = self._engines.get_best(model, purpose=purpose)
             place = engine.place
             if engine.RUNNER == llamacpp.RUNNER:
                 place = partial(llamacpp.place, kv_type=self._settings.kv_type)

@@ -16,7 +16,7 @@ from llm_runner_router.errors import ConfigError, LoadFailed
 from llm_runner_router.models.info import LocalModel, ModelInfo
 
 from . import devices
-from .base import Engine, Verdict
+from .base import Engine, Purpose, Verdict
 
 KIND = "engine"
 """The kind of plugin, and the folder of our own."""
@@ -72,17 +72,25 @@ class EngineSelector:
             self._engines = {name: load_engine(name) for name in engine_names()}
         return self._engines
 
-    def rank(self, info: ModelInfo, machine: devices.Machine | None = None) -> tuple[Verdict, ...]:
+    def rank(
+        self,
+        info: ModelInfo,
+        machine: devices.Machine | None = None,
+        purpose: Purpose = "chat",
+    ) -> tuple[Verdict, ...]:
         """What every engine says of the model: first those that can run it, the best first.
 
         Then those that could if something were installed or if they were named, then the others.
         """
         machine = machine or self._machine()
-        verdicts = [self._judge(engine, info, machine) for engine in self.engines.values()]
+        verdicts = [self._judge(one, info, machine, purpose) for one in self.engines.values()]
         return tuple(sorted(verdicts, key=lambda v: (not v.can or v.by_name, -v.score, v.engine)))
 
     def get_best(
-        self, model: LocalModel | ModelInfo, machine: devices.Machine | None = None
+        self,
+        model: LocalModel | ModelInfo,
+        machine: devices.Machine | None = None,
+        purpose: Purpose = "chat",
     ) -> Engine:
         """The engine for `model`: the one it names, else the best that can run it.
 
@@ -91,13 +99,13 @@ class EngineSelector:
             ConfigError: it names one that does not exist.
         """
         if isinstance(model, ModelInfo):
-            return self._best(model, machine)
+            return self._best(model, machine, purpose)
         if model.engine is None:
-            return self._best(model.info, machine)
-        return self._forced(model, model.engine, machine or self._machine())
+            return self._best(model.info, machine, purpose)
+        return self._forced(model, model.engine, machine or self._machine(), purpose)
 
-    def _best(self, info: ModelInfo, machine: devices.Machine | None) -> Engine:
-        verdicts = self.rank(info, machine)
+    def _best(self, info: ModelInfo, machine: devices.Machine | None, purpose: Purpose) -> Engine:
+        verdicts = self.rank(info, machine, purpose)
         if verdicts and verdicts[0].can and not verdicts[0].by_name:
             return self.engines[verdicts[0].engine]
         reasons = "; ".join(f"{v.engine} {v.why}{_lacks(v)}" for v in verdicts)
@@ -107,14 +115,16 @@ class EngineSelector:
             hint=next((v.hint for v in verdicts if v.hint), "`llmrr doctor` lists the engines"),
         )
 
-    def _forced(self, model: LocalModel, name: str, machine: devices.Machine) -> Engine:
+    def _forced(
+        self, model: LocalModel, name: str, machine: devices.Machine, purpose: Purpose
+    ) -> Engine:
         engine = self.engines.get(name.replace("-", "_")) or self.engines.get(name)
         if engine is None:
             raise ConfigError(
                 f"`{model.name}` wants the engine {name[:100]!r}, which does not exist",
                 hint="engines are: " + ", ".join(self.engines),
             )
-        verdict = self._judge(engine, model.info, machine)
+        verdict = self._judge(engine, model.info, machine, purpose)
         if not verdict.can:
             raise LoadFailed(
                 f"the engine {name!r} does not run `{model.name}`: it {verdict.why}"
@@ -123,9 +133,13 @@ class EngineSelector:
             )
         return engine
 
-    def _judge(self, engine: Engine, info: ModelInfo, machine: devices.Machine) -> Verdict:
-        """The engine's own verdict, with what is not installed."""
+    def _judge(
+        self, engine: Engine, info: ModelInfo, machine: devices.Machine, purpose: Purpose
+    ) -> Verdict:
+        """The engine's own verdict, with what is not installed and what it cannot do."""
         verdict = engine.can_run(info, machine)
+        if purpose == "embed" and verdict.score > 0 and "embed" not in engine.FEATURES:
+            return Verdict(engine.NAME, 0.0, "gives no embeddings")
         missing = tuple(name for name in engine.NEEDS if not self._installed(name))
         if verdict.score <= 0 or not missing:
             return verdict
