@@ -6,7 +6,9 @@ Run as a script: argument 1 is a file of jobs, argument 2 where the answers go. 
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import subprocess
 import sys
 from http.client import HTTPConnection
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+HANGING = 90
+"""Seconds after which the process tells where it stands, and ends."""
 SEPARATOR = -1
 """Between texts of one `/tokenize`: the route takes ids among texts and gives them back as is."""
 
@@ -54,7 +58,8 @@ def main() -> None:
     """Answer the jobs."""
     import xllamacpp
 
-    answers = []
+    faulthandler.dump_traceback_later(HANGING, exit=True)
+    answers, servers = [], []
     for job in json.loads(Path(sys.argv[1]).read_text("utf-8")):
         params = xllamacpp.CommonParams()
         params.model.path = job["path"]
@@ -70,8 +75,10 @@ def main() -> None:
             found.append(json.loads(http.getresponse().read().decode("utf-8", "replace")))
         answers.append(found)
         http.close()
-        del server
+        # They end with the process: no test depends on how the engine takes one down.
+        servers.append(server)
     Path(sys.argv[2]).write_text(json.dumps(answers), "utf-8")
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from msgspec import Raw
 
 from llm_runner_router.errors import BadRequest, ModelFileError, RunnerError
-from llm_runner_router.tokens.counting import count_messages
+from llm_runner_router.tokens.counting import count_messages, prompt_ids
 from llm_runner_router.tokens.load import load
 from llm_runner_router.tokens.templates import (
     Renderer,
@@ -130,6 +130,44 @@ def test_tokens_are_counted_as_the_engine_counts_them(renderer: Renderer, tmp_pa
                 continue  # the engine adds words of its own for templates that know no tools
             count = count_messages(tokenizer, own, messages, tools, renderer=renderer)
             assert count == answer["input_tokens"], (path.stem, talk)
+
+
+STUBBORN = {
+    "no system": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}"
+    "{% endif %}{{ m.role + m.content }}{% endfor %}",
+    "always tools": "{% for t in tools %}{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}{{ m.role + m.content }}{% endfor %}",
+    "dates": "{{ date_string }}|{{ datetime }}|{{ enable_thinking }}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}",
+}
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", STUBBORN)
+def test_templates_of_less_skill_are_counted_as_the_engine_sends_to_them(
+    renderer: Renderer, tmp_path: Path, name: str
+) -> None:
+    talks = [TALKS[talk][0] for talk in ("one turn", "system", "turns")]
+    fields = making.byte_pairs(size=300, extra=making.SPECIALS)
+    path = making.write_model(tmp_path / "a.gguf", fields, template=STUBBORN[name])
+    route = "/v1/chat/completions/input_tokens"
+    (answers,) = ask(
+        [{"path": str(path), "calls": [[route, {"messages": talk}] for talk in talks]}], tmp_path
+    )
+    for talk, answer in zip(talks, answers, strict=True):
+        count = count_messages(load(path), STUBBORN[name], talk, renderer=renderer)
+        assert count == answer["input_tokens"]
+
+
+def test_arguments_as_text_where_a_template_joins_them(renderer: Renderer) -> None:
+    template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ 'A' + c.function.arguments }}{% endfor %}{% endfor %}"  # noqa: E501
+    talk, tools = TALKS["a call"]
+    tokenizer = load(ZOO / "tiny-math.gguf")
+    ids = prompt_ids(tokenizer, template, talk, tools, renderer=renderer)
+    assert tokenizer.decode(ids) == 'A{"a":1,"b":"ü"}'
+    with pytest.raises(BadRequest, match="never"):
+        prompt_ids(tokenizer, "{{ raise_exception('never') }}", talk, tools, renderer=renderer)
 
 
 def test_conversations_become_what_templates_expect() -> None:

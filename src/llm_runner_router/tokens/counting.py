@@ -1,23 +1,28 @@
 """How many tokens a conversation takes, as the engine will count it.
 
-Knows: template, tokenizer, and that a BOS is not put twice. Does not know: files, processes.
+Knows: template, tokenizer, and what llama.cpp b11549 does around a template (`common/chat.cpp`):
+the variables it gives, a BOS that is not put twice, conversations that a template does not take
+as they are. Does not know: files, processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from llm_runner_router.errors import ModelFileError
+from llm_runner_router.errors import RunnerError
 
 from .base import Tokenizer
 from .templates import Renderer, as_text
+
+Talk = Sequence[Mapping[str, Any]]
 
 
 def prompt_ids(
     tokenizer: Tokenizer,
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Talk,
     tools: Sequence[Mapping[str, Any]] = (),
     *,
     renderer: Renderer,
@@ -27,7 +32,8 @@ def prompt_ids(
     """The ids that a conversation becomes.
 
     Where the tokenizer puts a BOS (or EOS) around a text, one that the template wrote is taken
-    away first, as llama.cpp does it.
+    away first. What the template does not take is tried as the engine would send it: the system
+    message before the first question, arguments of calls as JSON text, no tools as an empty list.
 
     Raises:
         BadRequest, ModelFileError: as `Renderer.render`.
@@ -36,24 +42,26 @@ def prompt_ids(
     eos = "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos).decode("utf-8", "replace")
     if "<|channel|>" not in template:
         messages = [_without_developer(message) for message in messages]
-
-    def rendered(talk: Sequence[Mapping[str, Any]]) -> str:
-        return renderer.render(
-            template,
-            talk,
-            tools,
-            bos=bos,
-            eos=eos,
-            add_generation_prompt=add_generation_prompt,
-            extra=extra,
-        )
-
-    try:
-        text = rendered(messages)
-    except ModelFileError as exc:
-        if exc.code != "template_failed" or not any(m.get("tool_calls") for m in messages):
-            raise
-        text = rendered([_with_text(message) for message in messages])
+    first: RunnerError | None = None
+    for talk, more in _ways(messages, tools):
+        try:
+            text = renderer.render(
+                template,
+                talk,
+                tools,
+                bos=bos,
+                eos=eos,
+                add_generation_prompt=add_generation_prompt,
+                extra={**_variables(), **more, **extra},
+            )
+            break
+        except RunnerError as exc:
+            first = first or exc
+            if exc.code not in ("template_failed", "template_refused"):
+                raise
+    else:
+        assert first is not None, "there is always one way"
+        raise first
     around = tokenizer.encode("", add_bos=None)
     if bos and tokenizer.bos in around[:1]:
         text = text.removeprefix(bos)
@@ -65,7 +73,7 @@ def prompt_ids(
 def count_messages(
     tokenizer: Tokenizer,
     template: str,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Talk,
     tools: Sequence[Mapping[str, Any]] = (),
     *,
     renderer: Renderer,
@@ -76,6 +84,39 @@ def count_messages(
         BadRequest, ModelFileError: as `Renderer.render`.
     """
     return len(prompt_ids(tokenizer, template, messages, tools, renderer=renderer))
+
+
+def _variables() -> dict[str, Any]:
+    """What the engine gives to every template beside the conversation."""
+    now = datetime.now()
+    return {
+        "enable_thinking": True,
+        "datetime": now.strftime("%b %d %Y"),
+        "date_string": now.strftime("%d %b %Y"),
+    }
+
+
+def _ways(
+    messages: Talk, tools: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Talk, dict[str, Any]]]:
+    """A conversation as it is, then as templates with less skill take it."""
+    yield messages, {}
+    if not tools:
+        yield messages, {"tools": []}
+    if any(message.get("tool_calls") for message in messages):
+        yield [_with_text(message) for message in messages], {}
+    if messages and messages[0].get("role") == "system":
+        yield _merged(messages), {}
+
+
+def _merged(messages: Talk) -> Talk:
+    """The system message at the head of the next one; alone it is left out."""
+    system, *others = messages
+    if not others:
+        return []
+    first = others[0]
+    joined = f"{system.get('content') or ''}\n{first.get('content') or ''}"
+    return [{**first, "content": joined}, *others[1:]]
 
 
 def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
