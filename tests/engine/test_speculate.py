@@ -9,6 +9,7 @@ import pytest
 from msgspec import Raw
 
 from llm_runner_router.engine.speculate import ENOUGH, Pace, Timings, pays, read, wanted
+from llm_runner_router.engine.threads import TINY
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.refs import parse
 
@@ -33,9 +34,10 @@ from .test_runners import ask, engines, until
 )
 def test_what_was_measured_decides(pace: Pace, worth: bool) -> None:
     assert pays(pace) == worth
-    assert wanted("auto", pace) == worth
-    assert wanted("ngram", pace)
-    assert not wanted("off", pace)
+    assert wanted("auto", pace, TINY + 1) == worth
+    assert not wanted("auto", pace, TINY)
+    assert wanted("ngram", pace, 1)
+    assert not wanted("off", pace, TINY + 1)
 
 
 def test_short_prompts_single_tokens_and_guessed_answers_tell_no_speed() -> None:
@@ -74,7 +76,9 @@ async def test_guesses_are_made_and_the_greedy_answer_stays() -> None:
 @pytest.mark.engine
 @pytest.mark.timeout(120)
 async def test_a_runner_is_replaced_once_guessing_turns_out_to_pay(tmp_path: Path) -> None:
-    model = endless(tmp_path, context=1024)
+    small = endless(tmp_path, context=1024)
+    info = msgspec.structs.replace(small.info, bytes=1 << 26)
+    model = msgspec.structs.replace(small, info=info)
     async with engines() as e:
         await e.answer(model, go_on(4))
         (before,) = e.residency.status()

@@ -403,7 +403,8 @@ class Residency:
     def _guesses(self, known: Known) -> bool:
         """A runner of `known` would guess ahead if it were started now."""
         able = known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
-        return able and speculate.wanted(self._settings.speculate, known.pace)
+        size = known.model.info.bytes
+        return able and speculate.wanted(self._settings.speculate, known.pace, size)
 
     def _measure(self, number: int, live: Live) -> None:
         """Replace the estimate of a runner's memory by what it takes and may still take."""

@@ -20,6 +20,8 @@ from typing import Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from .threads import TINY
+
 Mode = Literal["auto", "ngram", "off"]
 
 LEAST_GAIN = 3.0
@@ -76,9 +78,9 @@ def pays(pace: Pace) -> bool:
     return pace.right / pace.guessed * gain >= MARGIN
 
 
-def wanted(mode: Mode, pace: Pace) -> bool:
-    """Whether the next runner of the model is to guess."""
-    return mode == "ngram" or (mode == "auto" and pays(pace))
+def wanted(mode: Mode, pace: Pace, model_bytes: int) -> bool:
+    """Whether the next runner of a model is to guess; a tiny one is fast enough as it is."""
+    return mode == "ngram" or (mode == "auto" and model_bytes > TINY and pays(pace))
 
 
 def read(timings: Raw) -> Timings | None:
