@@ -104,6 +104,38 @@ def name_of(tokenizer: Mapping[str, Any]) -> str:
     return found
 
 
+def shape_of(name: str) -> Shape | None:
+    """The splits of the engine's pre-tokenizer `name`; None if they are not known here.
+
+    Several names stand for one; those of one row of `tokens/pretokenizers.toml` are alike.
+    """
+    from llm_runner_router.tokens import pre
+
+    known = {row_name: shape for shape, row_name in _rows().items()}
+    row = pre.rows().get(name)
+    names = (name, *(row.names if row is not None else ()))
+    shape = next((known[other] for other in names if other in known), None)
+    # DeepSeek's long list of letters is only recognised, not kept.
+    return None if shape is None or _LETTERS in shape.splits else shape
+
+
+def steps_of(shape: Shape) -> dict[str, Any]:
+    """`pre_tokenizer` of a `tokenizer.json` that splits so."""
+    steps: list[dict[str, Any]] = [
+        {"type": "Punctuation", "behavior": "Contiguous"}
+        if split == "<punctuation>"
+        else {
+            "type": "Split",
+            "pattern": {"Regex": split},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        for split in shape.splits
+    ]
+    letters = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [*steps, {"type": "ByteLevel", **letters}]}
+
+
 _CONTRACTIONS: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
     r"(?i:'s|'t|'re|'ve|'m|'d|'ll)",
