@@ -24,6 +24,7 @@ VERBS = {
     "show": "Tell what is known about a model.",
     "inspect": "Tell what a model file is, needs, and runs on.",
     "convert": "Convert a model file to another kind.",
+    "quantize": "Write a model with fewer bits per weight.",
     "tokenize": "Cut a text into a model's tokens, or count them.",
     "search": "Search the Hub, and tell what would run here.",
     "pull": "Bring models to this machine.",
