@@ -22,6 +22,7 @@ from . import __version__, home
 from .app_leaves import AppLeaves
 from .app_tree import AUTOS, Entry, Tree, embedder_of
 from .config import Config
+from .engine.prepare import Preparer
 from .engine.residency import Residency, RunnerStatus
 from .errors import RunnerError, Unsupported
 from .home import Home
@@ -101,6 +102,12 @@ class App:
         self.residency = Residency(
             config.engine, clock=clock, environ=environ, prompts=self.home.prompts
         )
+        self._preparer = Preparer(
+            self.residency.engines,
+            clock=clock,
+            environ=environ,
+            replaced=self.residency.replace,
+        )
         self._client = HttpClient()
         self._environ = environ
         self._keys: Keys | None = None
@@ -119,6 +126,7 @@ class App:
         self._leaves = AppLeaves(
             config,
             residency=self.residency,
+            prepare=self._preparer.ready,
             client=self._client,
             stats=self.stats,
             clock=clock,
@@ -154,6 +162,7 @@ class App:
             self._life.push_async_callback(self.tokens.aclose)
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)
+            self._life.push_async_callback(self._preparer.close)
         try:
             await asyncio.gather(*(self.load(name, pin=True) for name in self.config.engine.pin))
         except BaseException:
@@ -287,7 +296,7 @@ class App:
 
     async def load(self, name: str, *, pin: bool = False) -> Any:
         """Load a local model and wait for it; its row of `ps`. `pin` keeps it loaded."""
-        model = self._local(name)
+        model = await self._preparer.ready(self._local(name))
         await self.residency.load(model, pin=pin)
         return next((row for row in self.ps() if row.name == model.name), None)
 

@@ -6,7 +6,7 @@ strategies, or what holds around a whole answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from .engine.local import LocalTarget
 from .engine.residency import Endpoint, Residency
 from .errors import ConfigError, UnknownModel
 from .home import find, stored_names
+from .models.info import LocalModel
 from .models.resolve import resolve, zoo_names
 from .policy.measure import Measure
 from .providers import hosts
@@ -34,6 +35,7 @@ class AppLeaves:
         config: Config,
         *,
         residency: Residency,
+        prepare: Callable[[LocalModel], Awaitable[LocalModel]],
         client: HttpClient,
         stats: LiveStats,
         clock: Callable[[], float],
@@ -42,6 +44,7 @@ class AppLeaves:
     ) -> None:
         self._config = config
         self._residency = residency
+        self._prepare = prepare
         self._client = client
         self._stats = stats
         self._clock = clock
@@ -74,6 +77,8 @@ class AppLeaves:
 
     def _local(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
         model = resolve(ref, environ=self._environ)
+        if facts.quantization is not None:
+            model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
         card = _card(model.card, name, facts)
         leaf = LocalTarget(
             name,
@@ -81,6 +86,7 @@ class AppLeaves:
             self._residency,
             lambda endpoint: self._connect(name, endpoint, card),
             price=card.price,
+            prepare=self._prepare,
         )
         return Entry(card, Measure(leaf, self._stats, self._clock), leaf, model=model)
 

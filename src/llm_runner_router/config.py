@@ -96,6 +96,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 
     target: str | None = None
     """A reference: `zoo:tiny-chat`, `file:/models/a.gguf`, `openai/gpt-4o-mini`, a model's name."""
+    quantization: str | None = None
+    """With a `target` that is a local model: the mix of its weights that is wanted, for example
+    `q4_k_m`. Until it is made, the model answers as it is."""
     fallback: tuple[str | Node, ...] = ()
     """Targets in order; the next is tried when one fails before its first token."""
     race: tuple[str | Node, ...] = ()

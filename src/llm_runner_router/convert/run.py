@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llm_runner_router.errors import BadRequest, EngineError, ModelFileError
 from llm_runner_router.models import detect
 
-from .base import Cancelled, Found, Options, found, pick
+from .base import Cancelled, Found, Options, Tick, found, pick
 from .plan import FILES, Step, disk, plan
 
 ROOM: Final = 64 * 1024 * 1024
@@ -124,26 +125,28 @@ def convert(
     have = kind_of(source)
     among = found()
     steps = steps_for(source, want, have=have, among=among)
-    _check_target(source, target, overwrite=overwrite, done=not steps, want=want)
+    options = options or Options()
+    mix = options.quantize
+    if mix and want != "gguf":
+        raise BadRequest(f"`{want}` is not quantised here", hint="convert to `gguf`")
+    _check_target(source, target, overwrite=overwrite, done=not steps and not mix, want=want)
     draft = target.with_name(f".{target.name}.{os.getpid()}.converting")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
-        _check_room(target.parent, disk(steps))
+        _check_room(target.parent, disk(steps) + (size_of(source) if mix else 0))
         draft.mkdir()
     except OSError as exc:
         raise _disk(target.parent, exc) from exc
     try:
         last = source
-        for number, step in enumerate(steps, 1):
-            place = draft / f"{number}{'.gguf' if step.want in FILES else ''}"
-
-            def tick(done: int, total: int, what: str, n: int = number, s: Step = step) -> None:
-                if cancelled():
-                    raise Cancelled("the conversion was stopped")
-                report(Progress(n, len(steps), s.have, s.want, done, total, what))
-
-            pick(step.converter, among)(last, place, options or Options(), tick)
+        works = [(s.have, s.want, pick(s.converter, among)) for s in steps]
+        if mix:
+            works.append((want, want, _quantise))
+        for number, (before, after, work) in enumerate(works, 1):
+            place = draft / f"{number}{'.gguf' if after in FILES else ''}"
+            now = Progress(number, len(works), before, after, 0, 0)
+            work(last, place, options, _ticking(now, report, cancelled))
             if number > 1:
                 _remove(last)
             last = place
@@ -153,6 +156,22 @@ def convert(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Result(target, have, want, size_of(target))
+
+
+def _ticking(now: Progress, report: Report, cancelled: Callable[[], bool]) -> Tick:
+    def tick(done: int, total: int, what: str) -> None:
+        if cancelled():
+            raise Cancelled("the conversion was stopped")
+        report(replace(now, done=done, total=total, what=what))
+
+    return tick
+
+
+def _quantise(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    from .quantize import quantize
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    quantize(source, target, options.quantize, threads=threads, tick=tick)
 
 
 def sweep(target: Path) -> None:

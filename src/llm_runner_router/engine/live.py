@@ -99,6 +99,16 @@ class Lease:
         self._live = live
         self.endpoint = endpoint
 
+    @property
+    def engine(self) -> Engine:
+        """The engine of the runner; another than the model's while a better form takes over."""
+        return self._live.known.engine
+
+    @property
+    def model(self) -> LocalModel:
+        """The model as the runner has it."""
+        return self._live.known.model
+
     def finished(self) -> None:
         """Tell that an answer is complete; a try that failed or was left is none."""
         self._live.known.served += 1

@@ -7,7 +7,7 @@ or any dialect; `connect` gives a target for a runner's private address.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
@@ -59,6 +59,7 @@ class LocalTarget:
         model: the file.
         residency: who loads it.
         connect: makes a target for a runner's address.
+        prepare: makes the model ready for an engine (`Preparer.ready`); None takes it as it is.
         price: what it costs; None is nothing.
     """
 
@@ -69,11 +70,13 @@ class LocalTarget:
         residency: Residency,
         connect: Callable[[Endpoint], Connected],
         price: Price | None = None,
+        prepare: Callable[[LocalModel], Awaitable[LocalModel]] | None = None,
     ) -> None:
         self._name = name
         self._model = model
         self._residency = residency
         self._connect = connect
+        self._prepare = prepare
         self._origin = Origin(target=name, model=model.name, local=True, price=price)
         self._connected: tuple[Endpoint, Connected] | None = None
 
@@ -104,13 +107,17 @@ class LocalTarget:
     @asynccontextmanager
     async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
         with _Named(self._name):
-            adapted = self._residency.engine(self._model).adapt(request, self._model)
+            model = await self._ready()
+            engine = self._residency.engine(model)
+            adapted = engine.adapt(request, model)
         for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
                     lease = await stack.enter_async_context(
-                        self._residency.lease(self._model, "chat", call)
+                        self._residency.lease(model, "chat", call)
                     )
+                    if lease.engine is not engine:  # a better form of it takes over just now
+                        engine, adapted = lease.engine, lease.engine.adapt(request, lease.model)
                     remote = self._remote(lease.endpoint)
                     try:
                         deltas = await prime(
@@ -131,8 +138,9 @@ class LocalTarget:
             RunnerError: as `open`.
         """
         with _Named(self._name):
+            model = await self._ready()
             for left in reversed(range(TRIES)):
-                async with self._residency.lease(self._model, "embed", call) as lease:
+                async with self._residency.lease(model, "embed", call) as lease:
                     try:
                         found = await self._remote(lease.endpoint).embed(request, call)
                     except UpstreamError as exc:
@@ -143,6 +151,9 @@ class LocalTarget:
                     lease.finished()
                     return self._checked(found, request)
         raise AssertionError("the loop returns or raises")
+
+    async def _ready(self) -> LocalModel:
+        return self._model if self._prepare is None else await self._prepare(self._model)
 
     def _checked(self, found: Embeddings, request: EmbedRequest) -> Embeddings:
         wanted, given = request.dimensions, len(found.vectors[0]) if found.vectors else 0

@@ -26,7 +26,6 @@ from llm_runner_router.errors import (
     DeadlineExceeded,
     EngineError,
     LoadFailed,
-    Overloaded,
     RunnerError,
     Unavailable,
 )
@@ -38,6 +37,7 @@ from .effects import Effect, Grant, Group, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
 from .live import key as key_of
+from .refused import refusal
 from .scheduler import Scheduler
 from .select import EngineSelector
 from .slots import CALM, HURRY, Prompts
@@ -50,6 +50,7 @@ Event = Callable[[float], list[Effect]]
 
 SAMPLE = 2.0
 """Seconds between two looks at the machine's load."""
+PURPOSES: tuple[Purpose, ...] = ("chat", "embed")
 FRESH = 0.25
 """A look older than this is repeated before a model is loaded."""
 STOPPING = 12.0
@@ -180,6 +181,11 @@ class Residency:
             self._waiting.pop(ticket, None)
             self._post(partial(self._scheduler.on_cancel, ticket))
 
+    @property
+    def engines(self) -> EngineSelector:
+        """Who chooses the engine."""
+        return self._engines
+
     def engine(self, model: LocalModel, purpose: Purpose = "chat") -> base.Engine:
         """The engine that runs `model`.
 
@@ -199,6 +205,18 @@ class Residency:
             self._know(model, "chat").pinned = True
         async with self.lease(model, "chat"):
             pass
+
+    def replace(self, model: LocalModel) -> None:
+        """From now on `model` is what its name means; what is loaded of it goes over.
+
+        A loaded one answers until the new one is ready beside it, then finishes what it has begun.
+        While there is no room for both it stays.
+        """
+        for purpose in PURPOSES:
+            key = key_of(model.name, purpose)
+            if key in self._known:
+                self._know(model, purpose)
+                self._post(partial(self._scheduler.on_replan, key))
 
     async def stop(self, name: str) -> bool:
         """Unload the model called `name`: at once, or after the requests it is answering.
@@ -286,7 +304,7 @@ class Residency:
             case Refuse():
                 future = self._waiting.get(effect.ticket)
                 if future is not None and not future.done():
-                    future.set_exception(_refusal(effect))
+                    future.set_exception(refusal(effect))
 
     async def _granted(
         self, future: asyncio.Future[Live], model: LocalModel, call: Call | None
@@ -314,6 +332,9 @@ class Residency:
             await self._load(live)
             if not live.stop.is_set():
                 self._post(partial(self._scheduler.on_loaded, number))
+                if live.known is not self._known[live.known.need.key]:
+                    # A better form of it was made while it was loading.
+                    self._post(partial(self._scheduler.on_replan, live.known.need.key))
                 self._measure(number, live)
                 if self._settings.spare:
                     self._refill()
@@ -502,6 +523,9 @@ class Residency:
             live = self._live.get(view.current or 0)
             if live is None or live.plan is None or live.worker is None or view.coming:
                 continue
+            if live.known is not self._known[view.key]:  # until now there was no room for both
+                self._post(partial(self._scheduler.on_replan, view.key))
+                continue
             wanted = self._plan(live.known, live.worker.pid)
             other = live.endpoint is not None and live.guesses != self._guesses(live.known)
             if self._retune.observe(view.key, live.plan, wanted, now) or other:
@@ -552,30 +576,3 @@ def _groups(name: str, settings: Engine) -> tuple[Group, ...]:
 
 def _is_named(name: str, pins: tuple[str, ...]) -> bool:
     return name in pins or name.removeprefix("zoo:") in pins
-
-
-def _refusal(effect: Refuse) -> RunnerError:
-    """The error for a refusal, with the next step."""
-    match effect.why:
-        case "overloaded" | "timeout":
-            return Overloaded(
-                effect.message,
-                hint="try again later, or raise `engine.slots` or `engine.max_queue`",
-                retry_after=effect.retry_after,
-            )
-        case "too_big":
-            return LoadFailed(
-                effect.message,
-                hint="raise `engine.memory`, lower `engine.context` or `engine.slots`, or use a"
-                " smaller model",
-            )
-        case "load_failed":
-            return LoadFailed(effect.message, hint="`llmrr show` tells what the file is")
-        case "parked":
-            return Unavailable(
-                effect.message,
-                hint="see the runner's log; it is tried again by itself",
-                retry_after=effect.retry_after,
-            )
-        case "closing":
-            return Unavailable(effect.message)

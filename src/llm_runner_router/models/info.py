@@ -72,3 +72,6 @@ class LocalModel(Struct, frozen=True):
     """The engine that must run it; None is the best that can."""
     options: dict[str, Any] = {}
     """What the configuration says to that engine."""
+    quantization: str | None = None
+    """The mix that is wanted of its weights, for example `q4_k_m`, or `dynamic`; None is what the
+    file has."""

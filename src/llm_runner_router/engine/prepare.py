@@ -1,0 +1,290 @@
+"""Makes a model ready for the engines of this machine: as it is, or converted and quantised.
+
+Knows: which engine runs what (`select.py`), how models become others (`convert/`), what was made
+already. Does not know: processes of engines, requests. The work itself runs in a process of its
+own (`convert/job.py`); a result is kept in the data folder and found again after a restart.
+
+Run now, get faster later: a model that an engine runs as it is answers at once, while the form
+that was asked for (`quantization`) is made in the background; then `replaced` is told, and
+requests move over. A model that no engine runs as it is is converted first, and requests wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from llm_runner_router.errors import EngineError, LoadFailed, RunnerError, Unsupported
+from llm_runner_router.models.detect import describe
+from llm_runner_router.models.info import LocalModel
+
+from .select import EngineSelector
+
+TARGETS = ("gguf", "safetensors", "onnx-genai")
+"""Kinds that engines run, the fastest first."""
+WAIT_LEAST = 600.0
+WAIT_FACTOR = 20.0
+"""A conversion may take `WAIT_LEAST` seconds and this many times its own estimate."""
+AGAIN = 300.0
+"""Seconds after which a conversion that failed is tried again."""
+PLAIN = frozenset({"F32", "F16", "BF16", "F64"})
+"""Types of weights that quantising starts from; from Q8_0 too, which loses next to nothing."""
+
+_log = logging.getLogger(__name__)
+
+
+class Way(Struct, frozen=True):
+    """How a model becomes what is wanted of it."""
+
+    kind: str
+    """The kind it becomes."""
+    steps: tuple[str, ...]
+    """What is done, in words, in order."""
+    engine: str
+    """Who runs the result."""
+    mix: str = ""
+    """The quantisation at the end; empty for none."""
+    seconds: float = 0.0
+    """Estimated."""
+
+
+class _Work:
+    """A conversion that runs or has ended."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[LocalModel] | None = None
+        self.result: LocalModel | None = None
+        self.failed: RunnerError | None = None
+        self.again = 0.0
+
+
+class Preparer:
+    """Single-flight conversions, owned by one event loop; `close` ends those that run.
+
+    Args:
+        engines: who runs what.
+        clock: monotonic seconds.
+        environ: where the data folder is read.
+        replaced: told the model in its better form, when one was made in the background.
+    """
+
+    def __init__(
+        self,
+        engines: EngineSelector,
+        *,
+        clock: Callable[[], float],
+        environ: Mapping[str, str] = os.environ,
+        replaced: Callable[[LocalModel], None] = lambda model: None,
+    ) -> None:
+        self._engines = engines
+        self._clock = clock
+        self._environ = environ
+        self._replaced = replaced
+        self._work: dict[tuple[str, str, str], _Work] = {}
+
+    async def ready(self, model: LocalModel) -> LocalModel:
+        """`model` in the best form there is now; waits only where no engine runs it as it is.
+
+        Raises:
+            LoadFailed: no engine runs it, and it cannot become anything that one does.
+            RunnerError: the conversion failed; says why.
+        """
+        runs = self._runs(model)
+        if runs and not _wants(model):
+            return model
+        work = self._work.setdefault(_key(model), _Work())
+        if work.result is not None:
+            return work.result
+        if work.task is None:
+            self._begin(work, model, background=runs)
+        if runs:
+            return model
+        if work.task is None:
+            assert work.failed is not None
+            raise work.failed
+        return await asyncio.shield(work.task)
+
+    def way(self, model: LocalModel) -> Way:
+        """How `model` would be made ready.
+
+        Raises:
+            LoadFailed: it cannot be; says why, for each kind that engines run.
+        """
+        return find_way(model, self._engines)
+
+    def making(self, name: str) -> bool:
+        """Whether a conversion of the model called `name` runs; for display."""
+        return any(key[0] == name and w.task is not None for key, w in self._work.items())
+
+    async def close(self) -> None:
+        """End the conversions that run; what they wrote is removed."""
+        tasks = [work.task for work in self._work.values() if work.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------ inside
+
+    def _runs(self, model: LocalModel) -> bool:
+        if model.engine is not None:
+            # Whoever names an engine wants to hear from it what is wrong.
+            verdict = next(
+                (v for v in self._engines.rank(model.info) if v.engine == model.engine), None
+            )
+            return verdict is None or verdict.can
+        return any(v.can and not v.by_name for v in self._engines.rank(model.info))
+
+    def _begin(self, work: _Work, model: LocalModel, *, background: bool) -> None:
+        if work.failed is not None and self._clock() < work.again:
+            return
+        work.failed = None
+        try:
+            way = self.way(model)
+        except RunnerError as exc:
+            self._fail(work, model, exc, background=background)
+            return
+        work.task = asyncio.create_task(
+            self._make(model, way, background=background), name=f"conversion of {model.name}"
+        )
+        work.task.add_done_callback(lambda task: self._ended(work, model, task, background))
+
+    async def _make(self, model: LocalModel, way: Way, *, background: bool) -> LocalModel:
+        from llm_runner_router.convert.base import Options
+        from llm_runner_router.convert.job import converting
+
+        _log.info("%s: %s", model.name, ", ".join(way.steps))
+        options = Options(quantize=way.mix) if way.mix else Options()
+        seconds = WAIT_LEAST + WAIT_FACTOR * way.seconds
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                converting(
+                    model.path,
+                    way.kind,
+                    options=options,
+                    background=background,
+                    environ=self._environ,
+                ) as job,
+            ):
+                path: Path = (await job.result()).path
+        except TimeoutError:
+            raise EngineError(
+                f"converting `{model.name}` took more than {seconds:.0f} s",
+                hint=f"convert it beforehand: `llmrr convert {model.path} --to {way.kind}`",
+            ) from None
+        return msgspec.structs.replace(model, path=path, info=describe(path))
+
+    def _ended(
+        self, work: _Work, model: LocalModel, task: asyncio.Task[LocalModel], background: bool
+    ) -> None:
+        work.task = None
+        if task.cancelled():
+            return
+        exc = task.exception()
+        if exc is None:
+            work.result = task.result()
+            if background:
+                self._replaced(work.result)
+        elif isinstance(exc, RunnerError):
+            self._fail(work, model, exc, background=background)
+        else:
+            _log.error("converting %s", model.name, exc_info=exc)
+            self._fail(work, model, EngineError(f"{type(exc).__name__}: {exc}"), background=True)
+
+    def _fail(self, work: _Work, model: LocalModel, exc: RunnerError, *, background: bool) -> None:
+        work.failed, work.again = exc, self._clock() + AGAIN
+        if background:  # it answers as it is; nobody waits for the news
+            _log.warning("%s stays as it is: %s", model.name, exc.message)
+
+
+def find_way(model: LocalModel, engines: EngineSelector) -> Way:
+    """The first kind of `TARGETS` that `model` can become and an engine then runs.
+
+    Raises:
+        LoadFailed: there is none; says why.
+        Unsupported: the quantisation is not known, or the weights are quantised already.
+    """
+    from llm_runner_router.convert.run import kind_of, steps_for
+
+    mix = _mix(model)
+    have = kind_of(model.path)
+    reasons: list[str] = []
+    for want in ("gguf",) if mix else TARGETS:
+        try:
+            steps = () if want == have else steps_for(model.path, want, have=have)
+        except RunnerError as exc:
+            reasons.append(exc.message)
+            continue
+        become = msgspec.structs.replace(model.info, format=want.partition("-")[0], notes=())
+        if want == "onnx-genai":
+            become = msgspec.structs.replace(become, notes=("onnxruntime-genai",))
+        verdicts = [
+            v
+            for v in engines.rank(become)
+            if v.can and (v.engine == model.engine if model.engine else not v.by_name)
+        ]
+        if not verdicts:
+            reasons.append(f"as {want}, no engine here runs it")
+            continue
+        words = [f"{step.have} to {step.want}" for step in steps]
+        seconds = sum(step.seconds for step in steps)
+        if mix:
+            words.append(f"quantise to {mix}")
+            seconds += model.info.parameters / 5e6
+        return Way(want, tuple(words), verdicts[0].engine, mix, seconds)
+    verdicts_now = "; ".join(f"{v.engine} {v.why}" for v in engines.rank(model.info))
+    raise LoadFailed(
+        f"nothing here runs `{model.name}` ({model.info.format}, {model.info.architecture}):"
+        f" {verdicts_now}; and it cannot become what an engine runs: {'; '.join(reasons)}",
+        hint=f"`llmrr inspect {model.path} --why` tells more",
+    )
+
+
+def _mix(model: LocalModel) -> str:
+    """The mix that is wanted and not there yet; empty for none.
+
+    Raises:
+        Unsupported: it is not known, or quantising again would only lose.
+    """
+    wanted = model.quantization
+    if not wanted:
+        return ""
+    from llm_runner_router.convert import mixes
+
+    try:
+        name = mixes.named(wanted).name
+    except KeyError:
+        raise Unsupported(
+            f"there is no quantisation called {wanted[:50]!r}",
+            param="quantization",
+            hint="one of " + ", ".join(mixes.MIXES),
+        ) from None
+    if not _wants(model):
+        return ""
+    have = model.info.quantisation.upper()
+    if model.info.format == "gguf" and have not in PLAIN and have != "Q8_0":
+        raise Unsupported(
+            f"`{model.name}` is quantised already ({have}); to make {name} of it would lose twice",
+            param="quantization",
+            hint="take the model in F16, BF16 or Q8_0",
+        )
+    return name
+
+
+def _wants(model: LocalModel) -> bool:
+    """Whether something else is asked for than the weights have."""
+    wanted = (model.quantization or "").upper()
+    have = model.info.quantisation.upper()
+    return bool(wanted) and not (
+        model.info.format == "gguf" and (wanted == have or wanted.startswith(f"{have}_"))
+    )
+
+
+def _key(model: LocalModel) -> tuple[str, str, str]:
+    return model.name, model.quantization or "", model.engine or ""

@@ -1,0 +1,34 @@
+"""Why the scheduler will not serve a request, as an error with the next step. Pure."""
+
+from __future__ import annotations
+
+from llm_runner_router.errors import LoadFailed, Overloaded, RunnerError, Unavailable
+
+from .effects import Refuse
+
+
+def refusal(effect: Refuse) -> RunnerError:
+    """The error for a refusal, with the next step."""
+    match effect.why:
+        case "overloaded" | "timeout":
+            return Overloaded(
+                effect.message,
+                hint="try again later, or raise `engine.slots` or `engine.max_queue`",
+                retry_after=effect.retry_after,
+            )
+        case "too_big":
+            return LoadFailed(
+                effect.message,
+                hint="raise `engine.memory`, lower `engine.context` or `engine.slots`, or use a"
+                " smaller model",
+            )
+        case "load_failed":
+            return LoadFailed(effect.message, hint="`llmrr show` tells what the file is")
+        case "parked":
+            return Unavailable(
+                effect.message,
+                hint="see the runner's log; it is tried again by itself",
+                retry_after=effect.retry_after,
+            )
+        case "closing":
+            return Unavailable(effect.message)

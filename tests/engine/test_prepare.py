@@ -1,0 +1,155 @@
+"""Models that are made ready: converted first, or answering while a better form is made."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llm_runner_router import refs
+from llm_runner_router.app import App
+from llm_runner_router.config import Config, Engine, Node
+from llm_runner_router.deltas import collect
+from llm_runner_router.engine.prepare import Preparer, find_way
+from llm_runner_router.engine.select import EngineSelector
+from llm_runner_router.errors import LoadFailed, RunnerError, Unsupported
+from llm_runner_router.models.info import LocalModel
+from llm_runner_router.models.resolve import resolve
+from llm_runner_router.types import Message, Request, Sampling
+
+FOLDER = Path(__file__).parents[2] / "zoo" / "models" / "tiny-math"
+NO_TORCH = EngineSelector(installed=lambda name: name not in ("torch", "mistralrs", "onnxruntime"))
+"""A machine with the core alone."""
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "LLMRR_HOME": str(tmp_path / "home")}
+
+
+def local(**changes: object) -> LocalModel:
+    return msgspec.structs.replace(resolve(refs.parse(str(FOLDER))), **changes)
+
+
+def preparer(engines: EngineSelector, environ: dict[str, str], **more: object) -> Preparer:
+    return Preparer(engines, clock=time.monotonic, environ=environ, **more)  # type: ignore[arg-type]  # by name
+
+
+def files(environ: dict[str, str], pattern: str) -> list[Path]:
+    return list(Path(environ["LLMRR_HOME"]).rglob(pattern))
+
+
+async def test_what_an_engine_runs_is_left_alone(environ: dict[str, str]) -> None:
+    model = resolve(refs.parse("zoo:tiny-math"))
+    ready = preparer(EngineSelector(), environ)
+    assert await ready.ready(model) is model
+    same = msgspec.structs.replace(model, quantization="Q8_0")
+    assert await ready.ready(same) is same, "it has that already"
+
+
+async def test_what_no_engine_runs_is_converted_once_for_all_who_wait(
+    environ: dict[str, str],
+) -> None:
+    ready = preparer(NO_TORCH, environ)
+    first, second = await asyncio.gather(ready.ready(local()), ready.ready(local()))
+    assert first.info.format == "gguf"
+    assert first.path == second.path
+    assert first.name == local().name, "it is still the same model to everybody else"
+    again = await preparer(NO_TORCH, environ).ready(local())
+    assert again.path == first.path, "a result is found again after a restart"
+    assert len(files(environ, "*.gguf")) == 1
+
+
+async def test_a_better_form_is_made_beside(environ: dict[str, str]) -> None:
+    better: asyncio.Queue[LocalModel] = asyncio.Queue()
+    ready = preparer(EngineSelector(), environ, replaced=better.put_nowait)
+    model = local(quantization="q8_0")
+    assert await ready.ready(model) is model, "it answers as it is, at once"
+    assert ready.making(model.name)
+    made = await asyncio.wait_for(better.get(), 60)
+    assert made.info.quantisation == "Q8_0"
+    assert await ready.ready(model) is made
+    assert not ready.making(model.name)
+
+
+async def test_closing_ends_what_runs_and_leaves_nothing(environ: dict[str, str]) -> None:
+    ready = preparer(NO_TORCH, environ)
+    waiting = asyncio.create_task(ready.ready(local()))
+    await asyncio.sleep(0)
+    assert ready.making(local().name)
+    await ready.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert files(environ, "*.converting") == []
+
+
+def test_a_way_says_its_steps_and_its_engine() -> None:
+    way = find_way(local(quantization="q4_0"), EngineSelector())
+    assert way.steps == ("safetensors to gguf", "quantise to Q4_0")
+    assert way.engine == "llamacpp"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"quantization": "q99"}, RunnerError, "q99"),
+        ({"engine": "torch", "quantization": "q8_0"}, LoadFailed, "torch"),
+    ],
+)
+def test_what_cannot_be_made_says_why(
+    changes: dict[str, str], error: type[RunnerError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        find_way(local(**changes), EngineSelector())
+
+
+def test_quantising_twice_is_refused() -> None:
+    model = resolve(refs.parse("zoo:tiny-math"))
+    small = msgspec.structs.replace(
+        model,
+        quantization="q8_0",
+        info=msgspec.structs.replace(model.info, quantisation="Q4_K"),
+    )
+    with pytest.raises(Unsupported, match="lose twice"):
+        find_way(small, EngineSelector())
+
+
+# ---------------------------------------------------------------- through the whole path
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(120)
+async def test_requests_move_over_to_the_faster_form_without_a_failed_one(
+    environ: dict[str, str],
+) -> None:
+    node = Node(target=str(FOLDER), quantization="q8_0")
+    config = Config(models={"m": node}, engine=Engine(slots=2, spare=False), zoo=False)
+    app = App(config, environ=environ)
+    request = Request(
+        model="m",
+        messages=(Message("user", "What is 12 + 30?"),),
+        sampling=Sampling(temperature=0.0, max_tokens=32),
+    )
+    answers: list[str] = []
+    engines: list[str] = []
+
+    async def ask() -> None:
+        async with app.target("m").open(request, app.start_call()) as deltas:
+            answers.append((await collect(deltas)).choices[0].text)
+        engines.extend(row.engine for row in app.ps() if row.name == "m")
+
+    async with asyncio.timeout(90):
+        await app.start()
+        try:
+            await ask()
+            assert "torch" in engines, "at once, as it is"
+            while "llamacpp" not in engines:
+                await asyncio.gather(ask(), ask())
+            await ask()
+        finally:
+            await app.close()
+    assert len(set(answers)) == 1, "the same greedy answer from both"
