@@ -21,6 +21,7 @@ from .api_request import Messages, Options, as_request
 from .app import App
 from .config import Auto, Config, Node, Objective
 from .errors import BadRequest, ConfigError
+from .models.resolve import ensure
 from .policy.cache import AnswerCache
 from .types import Decision, EmbedRequest, Request
 
@@ -176,9 +177,14 @@ class LLMRouter:
     async def load(source: str, *, config: Config | None = None) -> Model:
         """Load one model and keep it until `unload()`.
 
+        A reference to something that can be downloaded (`hf:…`, `ollama:…`, `https://…`, `s3://…`)
+        and is not on this machine is brought here first.
+
         Raises:
             UnknownModel, ModelFileError, LoadFailed: with the file, the reason, the next step.
+            NotFound, UpstreamError, Unavailable: it could not be brought here.
         """
+        await ensure(source)
         app = App(_configured(config), local_files=True)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(app.close)

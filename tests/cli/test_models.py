@@ -172,6 +172,36 @@ def test_offline(hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert "LLMRR_OFFLINE is set" in refused.err
 
 
+# ---------------------------------------------------------------- searching
+
+
+def test_a_search_tells_what_would_run(hub: FakeHub, llmrr: Run) -> None:
+    held, mit = {"b-Q4_K_M.gguf": MATH}, ["license:mit"]
+    hub.repo("org/tiny-big-405B", held, tags=mit, gguf={"total": 405 * 10**9}, downloads=9)
+    hub.repo("org/tiny-st-1M", {"model.safetensors": MATH}, downloads=3, gated=True)
+    hub.repo("org/tiny-talk", {"README.md": b"#"}, downloads=2, pipeline_tag="text-to-speech")
+    found = {hit["name"]: hit for hit in json.loads(llmrr("search", "tiny", "--json").out)}
+    assert list(found)[:2] == ["hf:org/tiny-big-405B", "hf:org/tiny-st-1M"]
+    assert "too large: about" in found["hf:org/tiny-big-405B"]["runs"]
+    assert found["hf:org/tiny-st-1M"]["bytes"] == 2 * 10**6
+    assert found["hf:org/tiny-st-1M"]["runs"].endswith("gated: needs HF_TOKEN")
+    assert found["hf:org/tiny-talk"]["runs"] == "no model files known here"
+    assert found["hf:org/tiny"]["quant"] == "Q8_0"
+
+    def names(*options: str) -> set[str]:
+        return {hit["name"] for hit in json.loads(llmrr("search", "tiny", *options, "--json").out)}
+
+    assert names("--fits") == {"hf:org/tiny-st-1M"}
+    assert names("--license", "MIT") == {"hf:org/tiny", "hf:org/tiny-big-405B"}
+    assert names("--max-size", "1GB") == {"hf:org/tiny-st-1M"}
+    assert names("--task", "text-to-speech") == {"hf:org/tiny-talk"}
+    assert names("--limit", "1") == {"hf:org/tiny-big-405B"}
+    assert "GGUF Q4_K_M" not in llmrr("search", "tiny", "--fits").out
+    assert "text-to-speech" not in llmrr("search", "tiny").out
+    assert llmrr("search", "nothing-like-it").out == "nothing found\n"
+    assert llmrr("search", "x", "--max-size", "big").code == 2
+
+
 # ---------------------------------------------------------------- killed in the middle
 
 

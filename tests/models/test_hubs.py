@@ -15,7 +15,7 @@ from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 from llm_runner_router.errors import BadResponse, NotFound, UnknownModel, UpstreamRefused
 from llm_runner_router.models.found import everything, locate
 from llm_runner_router.models.pull import remove
-from llm_runner_router.models.resolve import ZOO, resolve
+from llm_runner_router.models.resolve import ZOO, ensure, resolve
 from llm_runner_router.refs import parse
 from llm_runner_router.testing import Fault
 
@@ -45,6 +45,16 @@ async def test_what_we_pull_others_find(rig: Rig) -> None:
     assert (repo.repo_id, repo.size_on_disk) == ("org/name", len(MATH))
     assert repo.refs["main"].commit_hash == commit
     assert not list(rig.puller().store.blobs.glob("*")), "nothing is kept twice"
+
+
+async def test_the_library_brings_what_it_loads(rig: Rig) -> None:
+    rig.hub.repo("org/name", {"m-Q8_0.gguf": MATH})
+    await ensure("hf:org/name", environ=rig.environ)
+    assert resolve(parse("hf:org/name"), environ=rig.environ).path.read_bytes() == MATH
+    before = len(rig.hub.asked)
+    for name in ("hf:org/name", "zoo:tiny-math", "mine", "", "./a.gguf"):
+        await ensure(name, environ=rig.environ)
+    assert len(rig.hub.asked) == before
 
 
 async def test_what_others_pulled_we_use(rig: Rig) -> None:

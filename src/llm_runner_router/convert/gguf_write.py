@@ -64,7 +64,7 @@ class GGUFWriter:
 
     Args:
         path: the file that will be there after `finish()`; it replaces an older one.
-        architecture: `general.architecture`.
+        architecture: `general.architecture`; empty for a file that is no model.
         alignment: of every tensor's start, in bytes; a power of two from 8 on.
 
     Raises:
@@ -84,7 +84,8 @@ class GGUFWriter:
         self._data = 0
         self._file: BinaryIO | None = None
         self._done = False
-        self.field("general.architecture", architecture)
+        if architecture:
+            self.field("general.architecture", architecture)
         if alignment != 32:
             self.field("general.alignment", alignment)
 

@@ -1,8 +1,8 @@
 """Weights to blocks and back: ggml's own functions, out of the library inside the engine's wheel.
 
 Knows: the C functions that `xllamacpp` exports from ggml, and how to be sure that they are those
-this file was written for. Does not know: models, files, which type is good for which tensor. No
-other file calls into that library.
+this file was written for. Does not know: models, files, which type is good for which tensor. Only
+`native.py`, which runs whole models, calls into that library too.
 
 The library is loaded without importing the Python module. Its functions take plain pointers and
 numbers, no structs; types are checked against our table by name, block and size, and one block is
@@ -270,7 +270,7 @@ def _library() -> _Library:
     Raises:
         EngineError: it is missing, lacks a function, or its types are not ours.
     """
-    path = _path()
+    path = library_path()
     try:
         library = _Library(ctypes.CDLL(str(path)))
     except OSError as exc:
@@ -283,8 +283,13 @@ def _library() -> _Library:
     return library
 
 
-def _path() -> Path:
-    spec = importlib.util.find_spec(PACKAGE)  # finds a top-level package without importing it
+def library_path() -> Path:
+    """The file of the engine's library; finding it does not import the package.
+
+    Raises:
+        EngineError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     for place in places:
         for pattern in ("*.so", "*.pyd", "*.dylib"):

@@ -68,6 +68,22 @@ def detect(path: Path) -> Format:
     )
 
 
+def trail(path: Path) -> tuple[str, ...]:
+    """Which formats were asked about `path`, up to the one that knew it, in words.
+
+    Raises:
+        ModelFileError: it is missing or unreadable.
+    """
+    head = _head(path)
+    seen = "a folder" if path.is_dir() else f"a file that begins with {head[:8]!r}"
+    asked = [f"it is {seen}"]
+    for name, module in _own():
+        if module.sniff(path, head):
+            return (*asked, f"`{name}` knows it")
+        asked.append(f"`{name}` does not know it")
+    return tuple(asked)
+
+
 def describe(path: Path) -> ModelInfo:
     """The facts of the model at `path`, whatever its format.
 

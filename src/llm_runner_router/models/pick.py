@@ -24,6 +24,35 @@ PREFERENCE = (
 )
 """The order in which a file is taken when nobody said which: near 4 bits, better before smaller."""
 
+BITS = {
+    "Q2_K": 3.16,
+    "Q3_K_S": 3.64,
+    "Q3_K_M": 4.0,
+    "Q3_K_L": 4.3,
+    "IQ3_M": 3.76,
+    "IQ2_M": 2.93,
+    "Q4_K_S": 4.67,
+    "Q4_K_M": 4.89,
+    "Q4_0": 4.66,
+    "Q4_1": 5.1,
+    "IQ4_XS": 4.46,
+    "IQ4_NL": 4.68,
+    "Q5_K_S": 5.57,
+    "Q5_K_M": 5.7,
+    "Q5_0": 5.6,
+    "Q5_1": 6.0,
+    "Q6_K": 6.56,
+    "Q8_0": 8.5,
+    "MXFP4": 4.25,
+    "TQ1_0": 1.69,
+    "TQ2_0": 2.06,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "F32": 32.0,
+}
+"""Bits per weight, embeddings included, as llama.cpp's `tools/quantize/README.md` measures them on
+Llama 3.1 8B; for types it does not list, the block's own size."""
+
 _QUANT = re.compile(
     r"(?<![A-Za-z0-9])(I?Q[1-8](?:_(?:[01]|K|NL|XXS|XS|XL|S|M|L))*|[TI]Q\d_\d|I2_S|TL[12]"
     r"|MXFP4(?:_MOE)?|NVFP4|B?F16|FP16|F32|FP32)(?![A-Za-z0-9])",

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from llm_runner_router import home
-from llm_runner_router.errors import ModelFileError, NotFound, UnknownModel, Unsupported
-from llm_runner_router.refs import REMOTE, Ref
+from llm_runner_router.errors import BadRequest, ModelFileError, NotFound, UnknownModel, Unsupported
+from llm_runner_router.refs import REMOTE, Ref, parse
 from llm_runner_router.types import Capabilities, ModelCard
 
 from .blobs import Store, name_of
@@ -50,6 +50,26 @@ def resolve(ref: Ref, *, zoo: Path = ZOO, environ: Mapping[str, str] = os.enviro
         case "provider":
             raise Unsupported(f"`{ref}` is not a local model", hint="see `llmrr ls`", param="model")
     return _from_store(ref, environ) or _from_others(ref, environ) or _not_here(ref, environ)
+
+
+async def ensure(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Bring what `name` refers to, if it can be downloaded and is not here; anything else is left.
+
+    Raises:
+        RunnerError: as `pull.Puller.pull`.
+    """
+    try:
+        ref = parse(name)
+    except BadRequest:
+        return  # a name that only the configuration can know
+    if ref.kind not in REMOTE:
+        return
+    try:
+        resolve(ref, environ=environ)
+    except UnknownModel:
+        from .pull import Puller  # here: what downloads is needed once per model
+
+        await Puller(environ).pull(ref)
 
 
 def store(environ: Mapping[str, str] = os.environ) -> Store:

@@ -22,6 +22,7 @@ from .fakes import (
 )
 from .formats import check_format, damaged
 from .hub import FakeHub, Fault
+from .sources import check_source
 
 __all__ = [
     "SITUATIONS",
@@ -39,6 +40,7 @@ __all__ = [
     "check_embedder",
     "check_format",
     "check_situation",
+    "check_source",
     "check_surface",
     "check_target",
     "damaged",

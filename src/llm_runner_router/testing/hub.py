@@ -181,7 +181,7 @@ class FakeHub:
         self._images[f"{name}:{tag}"] = json.dumps(content).encode()
 
     def put(self, path: str, data: bytes) -> str:
-        """A plain file; its address."""
+        """A plain file; its address. `bucket/key` is also an object of S3, at `url`/s3."""
         self._plain[path] = data
         return f"{self.url}/files/{path}"
 
@@ -266,8 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/files/"):
             name = path.removeprefix("/files/")
             self._content(self.hub._plain.get(name), path, name)
-        elif path.startswith("/away/"):
-            self._redirect(f"{self.hub.cdn}/files/{path.removeprefix('/away/')}")
+        elif path.startswith("/s3/"):
+            self._s3(path, query)
         elif "/resolve/" in path:
             self._resolve(path)
         else:
@@ -355,6 +355,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._redirect(f"{self.hub.cdn}/cdn/{digest}/blob", status=307)
         else:
             self._error(404, "MANIFEST_UNKNOWN")
+
+    def _s3(self, path: str, query: dict[str, list[str]]) -> None:
+        """An object, or a bucket's list as ListObjectsV2 gives it."""
+        bucket, _, key = path.removeprefix("/s3/").partition("/")
+        if "list-type" in query:
+            self._send(200, _listing(self.hub._plain, bucket, query["prefix"][0]).encode(), {})
+            return
+        date = "Wed, 01 Jan 2025 00:00:00 GMT"
+        self._content(self.hub._plain.get(f"{bucket}/{key}"), path, key, {"Last-Modified": date})
 
     # ------------------------------------------------------------ answers
 
@@ -479,6 +488,21 @@ def _facts(repo: _Repo, *, blobs: bool) -> dict[str, Any]:
         **repo.facts,
         "siblings": siblings,
     }
+
+
+def _listing(files: Mapping[str, bytes], bucket: str, prefix: str) -> str:
+    """S3's answer to a question for the objects below a prefix."""
+    rows = "".join(
+        f"<Contents><Key>{path.removeprefix(f'{bucket}/')}</Key><Size>{len(data)}</Size>"
+        f"<LastModified>2025-01-01T00:00:00.000Z</LastModified><ETag>&quot;x&quot;</ETag></Contents>"
+        for path, data in sorted(files.items())
+        if path.startswith(f"{bucket}/{prefix}")
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
+        f"<Name>{bucket}</Name><Prefix>{prefix}</Prefix><IsTruncated>false</IsTruncated>{rows}"
+        "</ListBucketResult>"
+    )
 
 
 def _sibling(path: str, file: _File, *, tree: bool = False) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .grammar import Grammars
 from .http import Handler, Reply, Request
 from .reading import CALL, CALL_END, THINK, THINK_END, Reader
 from .refusal import Refusal, too_long
-from .run import Run
+from .run import Run, Running
 from .session import Loaded, Order
 from .template import ChatTemplate
 from .turns import Pool, Turns
@@ -67,6 +67,9 @@ class Api:
         clock: seconds, ever growing.
     """
 
+    tags = True
+    """Tags of tool calls can be read in what the engine writes."""
+
     def __init__(
         self, loaded: Loaded, order: Order, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -98,7 +101,7 @@ class Api:
     # ------------------------------------------------------------ answers
 
     async def _chat(self, request: Request, reply: Reply) -> None:
-        tagged = CALL in self._template.source
+        tagged = self.tags and CALL in self._template.source
         asked = asking.read(request.body, chat=True, tagged=tagged)
         assert asked.messages is not None
         prompt = await asyncio.to_thread(
@@ -160,7 +163,7 @@ class Api:
     @asynccontextmanager
     async def _running(
         self, asked: Asked, tokens: list[int], shown: frozenset[str]
-    ) -> AsyncIterator[Run]:
+    ) -> AsyncIterator[Running]:
         if len(tokens) >= self._order.context:
             raise too_long(len(tokens), self._order.context)
         if asked.adapters:

@@ -6,8 +6,8 @@ Knows: sessions, the sampler, the grammar, the clock. Does not know: HTTP, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -34,8 +34,34 @@ class Emitted(Struct, frozen=True):
     logprobs: list[dict[str, Any]]
 
 
+class Running(Protocol):
+    """An answer in the making, whoever draws its tokens."""
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why it ended; None while it goes on."""
+        ...
+
+    @property
+    def drawn(self) -> Sized:
+        """The tokens so far."""
+        ...
+
+    def advance(self) -> Emitted | None:
+        """Do the next piece of work; what may be shown after it."""
+        ...
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's `usage`."""
+        ...
+
+    def timings(self) -> dict[str, Any]:
+        """What llama.cpp's server calls `timings`."""
+        ...
+
+
 class Run:
-    """An answer in the making.
+    """An answer in the making, drawn here from logits.
 
     Args:
         held: the sequence; its first `cached` tokens are the prompt's already.
@@ -149,27 +175,45 @@ class Run:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`."""
-        return {
-            "prompt_tokens": self._prompt,
-            "completion_tokens": len(self.drawn),
-            "total_tokens": self._prompt + len(self.drawn),
-            "prompt_tokens_details": {"cached_tokens": self._cached},
-        }
+        return used(self._prompt, self._cached, len(self.drawn))
 
     def timings(self) -> dict[str, Any]:
-        """What llama.cpp's server calls `timings`: milliseconds and tokens per second."""
+        """What llama.cpp's server calls `timings`."""
         ended = self._ended or self._clock()
-        read = max((self._read or ended) - self._began, 1e-9)
-        spent = max(ended - (self._read or ended), 1e-9)
-        computed, drawn = self._prompt - self._cached, len(self.drawn)
-        return {
-            "cache_n": self._cached,
-            "prompt_n": computed,
-            "prompt_ms": read * 1e3,
-            "prompt_per_token_ms": read * 1e3 / max(computed, 1),
-            "prompt_per_second": computed / read,
-            "predicted_n": drawn,
-            "predicted_ms": spent * 1e3,
-            "predicted_per_token_ms": spent * 1e3 / max(drawn, 1),
-            "predicted_per_second": drawn / spent,
-        }
+        read = self._read or ended
+        computed = self._prompt - self._cached
+        return timed(self._cached, computed, read - self._began, len(self.drawn), ended - read)
+
+
+def used(prompt: int, cached: int, drawn: int) -> dict[str, Any]:
+    """OpenAI's `usage`, of tokens."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": drawn,
+        "total_tokens": prompt + drawn,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def timed(cached: int, computed: int, read: float, drawn: int, spent: float) -> dict[str, Any]:
+    """llama.cpp's `timings`: milliseconds and tokens per second.
+
+    Args:
+        cached: tokens of the prompt that were there already.
+        computed: those that were not.
+        read: seconds the prompt took.
+        drawn: tokens of the answer.
+        spent: seconds it took after the prompt.
+    """
+    read, spent = max(read, 1e-9), max(spent, 1e-9)
+    return {
+        "cache_n": cached,
+        "prompt_n": computed,
+        "prompt_ms": read * 1e3,
+        "prompt_per_token_ms": read * 1e3 / max(computed, 1),
+        "prompt_per_second": computed / read,
+        "predicted_n": drawn,
+        "predicted_ms": spent * 1e3,
+        "predicted_per_token_ms": spent * 1e3 / max(drawn, 1),
+        "predicted_per_second": drawn / spent,
+    }

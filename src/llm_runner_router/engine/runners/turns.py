@@ -23,10 +23,14 @@ QUEUE = 8
 
 
 class Turns:
-    """The one computing thread."""
+    """The one computing thread.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, "compute")
+    Args:
+        threads: more than one where an engine computes by itself and is only waited for.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(threads, "compute")
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do `work` in its turn. Whoever is cancelled leaves when its own work is over."""

@@ -1,0 +1,196 @@
+"""`llmrr inspect`: what a model file is, what it needs, and what can run it.
+
+Knows: how the answers of the readers, of `engine/fit.py`, of the engines and of the template's
+renderer are shown. Does not know: formats. Nothing is loaded and nothing of the model is run but
+its chat template, in a process with limits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from msgspec import Struct
+
+from llm_runner_router import refs
+from llm_runner_router.errors import RunnerError
+from llm_runner_router.models.inspect import Inspection, inspect
+from llm_runner_router.units import format_size
+
+from . import output
+from .group import Verb
+
+if TYPE_CHECKING:
+    from llm_runner_router.engine.base import Verdict
+    from llm_runner_router.models.info import ModelInfo
+
+CONTEXTS: Final = (2048, 8192, 32768, 131072)
+"""Tokens of context for which the memory is told, with what the model was trained for."""
+SAMPLE: Final = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is seven?"},
+]
+
+
+class Need(Struct, frozen=True):
+    """Memory for one request at a time with that much context."""
+
+    context: int
+    bytes: int
+    fits: bool
+    """Within the memory that can be taken now."""
+
+
+class Facts(Struct, frozen=True):
+    """Everything that is told."""
+
+    inspection: Inspection
+    memory: tuple[Need, ...]
+    engines: tuple[Verdict, ...]
+    prompt: str
+    """The chat template on a sample, or why it cannot be rendered; empty without one."""
+
+
+@click.command("inspect", cls=Verb)
+@click.argument("model")
+@click.option("--why", is_flag=True, help="Tell how it was recognised, and what each engine lacks.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def command(model: str, why: bool, as_json: bool) -> int:
+    """Tell what the model file MODEL is, what it needs, and which engines can run it.
+
+    MODEL is a file, a folder, or the name of a model on this machine. The format is told by the
+    content, never by the name: GGUF, safetensors, PyTorch, ONNX, MLX, TensorFlow.js, OpenVINO, and
+    LLaMA files from before GGUF. Whatever is in a file, nothing of it is run.
+    """
+    facts = gather(located(model))
+    if as_json:
+        output.json(facts)
+        return 0
+    _print(facts, why=why)
+    return 0
+
+
+def located(model: str) -> Path:
+    """The path that `model` means: one on the disk, else the file behind a name.
+
+    Raises:
+        RunnerError: there is neither.
+    """
+    from llm_runner_router.models.resolve import resolve
+
+    path = Path(model.removeprefix("file:")).expanduser()
+    if path.exists():
+        return path
+    return resolve(refs.parse(model)).path
+
+
+def gather(path: Path) -> Facts:
+    """All facts of the model at `path`.
+
+    Raises:
+        ModelFileError: no format knows it, or it is not sound.
+    """
+    from llm_runner_router.engine import devices
+    from llm_runner_router.engine.select import EngineSelector
+
+    found = inspect(path)
+    machine = devices.look()
+    return Facts(
+        inspection=found,
+        memory=needs(found.info, machine.available),
+        engines=EngineSelector().rank(found.info, machine),
+        prompt=_prompt(found.info.chat_template),
+    )
+
+
+def needs(info: ModelInfo, available: int) -> tuple[Need, ...]:
+    """Memory at several contexts, up to what the model was trained for."""
+    from llm_runner_router.engine.fit import place
+
+    trained = info.context
+    contexts = [n for n in CONTEXTS if not trained or n < trained] + ([trained] if trained else [])
+    found = []
+    for context in contexts:
+        embed = info.task != "generate"
+        need = place(info, slots=1, context=context, budget=available, embed=embed).bytes
+        found.append(Need(context, need, need <= available))
+    return tuple(found)
+
+
+def _prompt(template: str | None) -> str:
+    if not template:
+        return ""
+    from llm_runner_router.tokens.templates import render
+
+    try:
+        return render(template, SAMPLE)
+    except RunnerError as exc:
+        return f"it cannot be rendered: {exc.message}"
+
+
+def _print(facts: Facts, *, why: bool) -> None:
+    found = facts.inspection
+    info = found.info
+    output.pairs(_about(found.path, info))
+    for note in info.notes:
+        print(f"note: {output.safe(note)}")
+    if found.classes:
+        print("\nweights")
+        output.pairs([(name, _types(types)) for name, types in found.classes.items()], "  ")
+    if info.layers:
+        print("\nmemory")
+        rows = [
+            (f"{n.context} tokens", format_size(n.bytes) + ("" if n.fits else ", not free now"))
+            for n in facts.memory
+        ]
+        output.pairs(rows, "  ")
+    print("\nengines")
+    shown = [v for v in facts.engines if why or (v.score > 0 and not v.by_name)]
+    output.pairs([(verdict.engine, _verdict(verdict)) for verdict in shown], "  ")
+    if not any(verdict.can and not verdict.by_name for verdict in facts.engines):
+        print("  none here runs it; `--why` tells what each lacks")
+    if facts.prompt:
+        print("\nchat template, on a sample")
+        print("\n".join(f"  {line}" for line in output.safe(facts.prompt).split("\n")))
+    if why:
+        print("\nrecognised")
+        print("\n".join(f"  {output.safe(line)}" for line in found.trail))
+
+
+def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
+    heads = f"{info.heads}, {info.kv_heads} of keys and values" if info.heads else ""
+    experts = f"{info.experts}, {info.experts_used} used per token" if info.experts else ""
+    return [
+        ("path", output.safe(path)),
+        ("format", info.format),
+        ("name", output.safe(info.name)),
+        ("architecture", output.safe(info.architecture)),
+        ("for", info.task),
+        ("parameters", output.count(info.parameters) if info.parameters else ""),
+        ("quantisation", info.quantisation),
+        ("size", format_size(info.bytes)),
+        ("context", f"{info.context} tokens" if info.context else ""),
+        ("window", f"{info.window} tokens" if info.window else ""),
+        ("layers", str(info.layers or "")),
+        ("width", str(info.width or "")),
+        ("heads", heads),
+        ("experts", experts),
+        ("vocabulary", f"{info.vocabulary} tokens" if info.vocabulary else ""),
+        ("tokenizer", output.safe(info.tokenizer)),
+        ("output", "shares the embedding's weights" if info.tied else ""),
+        ("license", output.safe(info.license)),
+    ]
+
+
+def _types(types: dict[str, int]) -> str:
+    ordered = sorted(types.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {format_size(size)}" for name, size in ordered)
+
+
+def _verdict(verdict: Verdict) -> str:
+    word = "yes" if verdict.can else "no"
+    lacks = f"; {', '.join(verdict.missing)} is not installed" if verdict.missing else ""
+    named = "; only when named with `engine:`" if verdict.by_name else ""
+    step = f" ({verdict.hint})" if verdict.hint and not verdict.can else ""
+    return output.safe(f"{word}: {verdict.why}{lacks}{named}{step}")

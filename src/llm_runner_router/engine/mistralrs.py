@@ -1,0 +1,114 @@
+"""The `mistralrs` engine: safetensors as they are, quantised while they are loaded; GGUF as well.
+
+Knows: which models it reads, what they cost in memory, and what it cannot do (mistralrs 0.9.5):
+
+    seeds            one for the process, none per request: refused where it would matter
+    tools            calls are written only if they are forced; its own reading of calls takes the
+                     tags out of the text, and its own grammar for tools is not the model's
+    token prompts    it takes text only
+    embeddings       of two architectures only, which `torch` runs better
+    LoRA             not connected here
+
+Does not know: the library, which `runners/mistralrs.py` imports in the child.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llm_runner_router.errors import Unsupported
+from llm_runner_router.models.info import LocalModel, ModelInfo
+from llm_runner_router.types import Request
+
+from . import adapting, endpoint, fit
+from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
+from .devices import Machine
+from .fit import Placement
+from .threads import CpuPlan
+
+NAME = "mistralrs"
+EXTRA: str | None = "mistralrs"
+NEEDS: tuple[str, ...] = ("mistralrs",)
+RUNNER = f"{RUNNERS}.mistralrs"
+FEATURES: frozenset[Feature] = frozenset(
+    ("stop", "penalties", "logprobs", "json_schema", "grammar", "prompt_cache", "batch")
+)
+PLAIN = frozenset(
+    ("mistral", "gemma", "mixtral", "llama", "phi", "phi3", "qwen2", "gemma2", "starcoder2",
+     "phimoe", "deepseek_v2", "deepseek_v3", "qwen3", "glm4", "glm4_moe", "qwen3_moe", "smollm3",
+     "granitemoehybrid", "gpt_oss", "qwen3_next", "lfm2", "lfm2_moe")
+)  # fmt: skip
+"""Values of `model_type` that it has code for."""
+GGUF = frozenset(("llama", "qwen2", "qwen3", "qwen3moe", "phi2", "phi3", "starcoder2", "mistral3"))
+"""Values of `general.architecture` that it has code for."""
+PROCESS = 150 * 1024 * 1024
+"""Bytes of an empty runner: interpreter, the library's code and tables."""
+BITS = {"2": 3, "3": 4, "4": 5, "5": 6, "6": 7, "8": 9}
+"""Bits per weight, rounded up, by the digit in the name of a quantisation."""
+
+
+def can_run(info: ModelInfo, machine: Machine) -> Verdict:
+    """Checkpoints and GGUF files of the architectures it has code for."""
+    if info.format not in ("safetensors", "gguf"):
+        return Verdict(NAME, 0.0, f"reads safetensors and GGUF, not {info.format}")
+    if info.task != "generate":
+        return Verdict(NAME, 0.0, "writes text; this model does not")
+    known = PLAIN if info.format == "safetensors" else GGUF
+    if info.architecture not in known:
+        return Verdict(NAME, 0.0, f"has no code for the architecture {info.architecture!r}")
+    if info.format == "gguf":
+        return Verdict(NAME, 0.3, "reads it; llama.cpp was made for it")
+    return Verdict(NAME, 0.6, "reads it as it is, and quantises it at load if asked to")
+
+
+def place(
+    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
+) -> Placement:
+    """As `fit.place`, with keys and weights in F32."""
+    weights = max(info.bytes, 4 * info.parameters if info.format == "safetensors" else 0)
+    wide = msgspec.structs.replace(
+        info, bytes=weights, key_length=2 * info.key_length, value_length=2 * info.value_length
+    )
+    room = max(0, budget - PROCESS)
+    found = fit.place(wide, slots=slots, context=context, budget=room, embed=embed)
+    return msgspec.structs.replace(found, bytes=found.bytes + PROCESS)
+
+
+def order(
+    model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, purpose: Purpose
+) -> dict[str, Any]:
+    """The common order with the template of a GGUF file; nothing is looked up on the network."""
+    found = endpoint.order(model, plan, placement, api_key, purpose)
+    options = {**found["options"], "template": model.info.chat_template}
+    env = {
+        "RAYON_NUM_THREADS": str(plan.threads),
+        "HF_HUB_OFFLINE": "1",
+        "RUST_LOG": "warn",
+        "NO_COLOR": "1",
+    }
+    return {**found, "options": options, "env": {**found["env"], **env}}
+
+
+def adapt(request: Request, model: LocalModel) -> Adapted:
+    """`request` for one choice; what it cannot do is refused before anything is computed.
+
+    Raises:
+        BadRequest: something in it that no engine could use, with its path.
+        Unsupported: something this engine cannot do.
+    """
+    sampling = request.sampling
+    if sampling.seed is not None and sampling.temperature != 0:
+        raise Unsupported(
+            f"`{model.name}` runs on mistralrs, which takes no seed for one request",
+            param="seed",
+            hint="set `temperature` to 0, or choose another engine with `engine:`",
+        )
+    if request.tools and request.tool_choice in (None, "auto"):
+        raise Unsupported(
+            f"`{model.name}` runs on mistralrs, where the model cannot decide whether to call",
+            param="tools",
+            hint="force a call with `tool_choice`, or choose another engine with `engine:`",
+        )
+    return adapting.adapt(request, model)
