@@ -14,6 +14,7 @@ import pytest
 
 from llm_runner_router.convert.base import Options
 from llm_runner_router.convert.hf_gguf import from_safetensors
+from llm_runner_router.errors import Unsupported
 
 from .asking import ask
 from .models import ENCODERS, MODELS, make
@@ -84,3 +85,11 @@ def test_a_converted_encoder_embeds_as_the_original(name: str, tmp_path: Path) -
         norm = math.sqrt(sum(x * x for x in vector))
         cosine = sum(a * b for a, b in zip(mean, vector, strict=True)) / norm
         assert cosine >= 0.9999, name
+
+
+def test_a_type_for_quantising(tmp_path: Path) -> None:
+    source = Path(__file__).resolve().parents[2] / "zoo" / "models" / "tiny-chat"
+    with pytest.raises(Unsupported) as caught:
+        from_safetensors(source, tmp_path / "a.gguf", Options("q4_0"), lambda *_: None)
+    assert caught.value.hint == "convert to f16, then `llmrr quantize`"
+    assert not (tmp_path / "a.gguf").exists()

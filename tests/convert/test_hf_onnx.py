@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from llm_runner_router.convert import base, hf_onnx, onnx_shape, onnx_weights
+from llm_runner_router.convert import run as job
 from llm_runner_router.convert.base import Options
 from llm_runner_router.errors import ModelFileError, Unsupported
 
@@ -20,6 +21,7 @@ ort = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not install
 og = pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
 
 from . import tiny_hf  # noqa: E402  # it needs what was just looked for
+from .test_other_kinds import as_tfjs  # noqa: E402
 
 ZOO = Path(__file__).parents[2] / "zoo" / "models"
 PROMPT = [int(x) for x in np.random.default_rng(3).integers(3, 160, 20)]
@@ -163,6 +165,18 @@ def test_the_files_beside_the_weights_come_along(tmp_path: Path) -> None:
     assert config["model"]["eos_token_id"] == generation["eos_token_id"]
     tokenizer = og.Tokenizer(og.Model(str(tmp_path / "onnx")))
     assert tokenizer.decode(tokenizer.encode("What is 3 + 4?")) == "What is 3 + 4?"
+
+
+def test_tensorflow_js_becomes_the_same_graph(tmp_path: Path) -> None:
+    """Over safetensors; F32 shards hold the F16 numbers exactly."""
+    source = as_tfjs(tmp_path / "tfjs")
+    steps = [(step.have, step.want) for step in job.steps_for(source, "onnx-genai")]
+    assert steps == [("tfjs", "safetensors"), ("safetensors", "onnx-genai")]
+    job.convert(source, tmp_path / "onnx", "onnx-genai", options=Options("f32"))
+    hf_onnx.decoder(ZOO / "tiny-chat", tmp_path / "plain", Options("f32"), tick)
+    for name in ("model.onnx", "model.onnx.data", "genai_config.json"):
+        ours, plain = (tmp_path / kind / name for kind in ("onnx", "plain"))
+        assert ours.read_bytes() == plain.read_bytes(), name
 
 
 def test_the_converters_are_found() -> None:

@@ -119,6 +119,20 @@ def test_gguf_answers_like_llama_cpp(local: Locally) -> None:
     assert ours.usage.prompt_tokens == theirs.usage.prompt_tokens
 
 
+def test_a_configuration_of_newer_transformers(
+    local: Locally, tmp_path: Path, reference: list[dict[str, Any]]
+) -> None:
+    """They put `rope_theta` into `rope_parameters`."""
+    folder = tmp_path / "model"
+    shutil.copytree(SOURCE, folder)
+    config = json.loads((folder / "config.json").read_text())
+    theta = config.pop("rope_theta")
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    (folder / "config.json").write_text(json.dumps(config))
+    answer = local.ask(model_at(folder, engine="mistralrs"), asked(PROMPTS[1]))
+    assert answer.text == reference[1]["text"]
+
+
 def test_weights_are_quantised_while_loading(
     local: Locally, model: LocalModel, reference: list[dict[str, Any]]
 ) -> None:

@@ -31,8 +31,8 @@ EVERY = 10
     "type_",
     default="f16",
     show_default=True,
-    type=click.Choice(["f32", "f16", "bf16", "q8_0"], case_sensitive=False),
-    help="Type of the matrices.",
+    type=click.Choice(["f32", "f16", "bf16", "q8_0", "q4_0"], case_sensitive=False),
+    help="Type of the matrices; `q4_0` is for ONNX.",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Show the steps and convert nothing.")
 @click.option("--force", is_flag=True, help="Replace DST.")

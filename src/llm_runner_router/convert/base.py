@@ -30,8 +30,9 @@ from llm_runner_router.errors import BadRequest, RunnerError
 from .plan import Converter
 
 GROUP: Final = "llm_runner_router.convert"
-TYPES: Final = ("f32", "f16", "bf16", "q8_0")
-"""Types that converters write; smaller ones are the business of `quantize`."""
+TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0")
+"""Types that converters write; `q4_0` for ONNX only, as smaller GGUF files are the business of
+`quantize`."""
 
 
 class Options(Struct, frozen=True):

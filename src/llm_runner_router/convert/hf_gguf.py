@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_runner_router.errors import ModelFileError
+from llm_runner_router.errors import ModelFileError, Unsupported
 from llm_runner_router.models.checkpoint import Checkpoint
 from llm_runner_router.plugins import load
 
@@ -62,6 +62,12 @@ def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick
     with load("models.formats", kind).open_checkpoint(source) as checkpoint:
         plan = hf_tensors.plan(checkpoint.config, checkpoint.weights)
         wanted = options.type.upper()
+        if wanted not in FILE_TYPES:
+            raise Unsupported(
+                f"GGUF is not converted to {wanted} in one step",
+                param="type",
+                hint="convert to f16, then `llmrr quantize`",
+            )
         with GGUFWriter(target, plan.family.name) as writer:
             for key, value, field in _fields(plan, checkpoint, folder, wanted):
                 writer.field(key, value, field)

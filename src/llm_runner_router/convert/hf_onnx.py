@@ -11,43 +11,19 @@ saves `4 * vocabulary` bytes per token of a prompt.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from llm_runner_router.errors import ModelFileError
 from llm_runner_router.models.checkpoint import Checkpoint
 
-from . import onnx_decoder, onnx_encoder, onnx_shape
+from . import companions, onnx_decoder, onnx_encoder, onnx_shape
 from .base import Options, Tick, converts
 from .onnx_graph import Graph
 from .onnx_shape import DecoderShape
-
-COPIED: Final = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "README.md",
-    "LICENSE",
-)
-"""Small files that go along where they exist."""
-MAX_COPIED: Final = 256 << 20
-"""Bytes of the largest file that is taken for a small one."""
 
 
 @converts("safetensors", "onnx-genai", grow=2.1, speed=60e6)
@@ -68,7 +44,7 @@ def decoder(source: Path, target: Path, options: Options, tick: Tick) -> None:
         with Graph(target, checkpoint, options.type, _progress(checkpoint, tick)) as graph:
             onnx_decoder.build(graph, shape)
             graph.save("llm-runner-router")
-        _copy(source, target)
+        companions.copy(source, target)
         config = genai_config(shape, checkpoint.config, _json(source / "generation_config.json"))
         _write(target / "genai_config.json", msgspec.json.format(msgspec.json.encode(config)))
 
@@ -91,7 +67,7 @@ def encoder(source: Path, target: Path, options: Options, tick: Tick) -> None:
         with Graph(target, checkpoint, type, _progress(checkpoint, tick)) as graph:
             onnx_encoder.build(graph, shape)
             graph.save("llm-runner-router")
-        _copy(source, target)
+        companions.copy(source, target)
 
 
 def genai_config(
@@ -177,15 +153,6 @@ class _Progress:
 
 def _progress(checkpoint: Checkpoint, tick: Tick) -> _Progress:
     return _Progress(sum(weight.bytes for weight in checkpoint.weights.values()), tick)
-
-
-def _copy(source: Path, target: Path) -> None:
-    folder = source if source.is_dir() else source.parent
-    for name in COPIED:
-        path = folder / name
-        if path.is_file() and path.stat().st_size <= MAX_COPIED:
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target / name)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -65,10 +65,12 @@ def with_copies(
     budget: int,
     embed: bool,
 ) -> Placement:
-    """A placement that counts the mapped file and what the library makes of it.
+    """A placement that counts what the library makes of the weights.
 
-    Matrices of 16 bits become F32, and every matrix is copied once in the order in which it is
-    multiplied (prepacking).
+    Matrices of 16 bits become F32. An embedding that is the output as well is there twice, once in
+    the order in which it is multiplied; of the rest the file's pages are given back after that.
+    Measured with 135 M parameters: 791 MB of 867 estimated (F16), 326 of 408 (Q8_0); the estimate
+    has logits for a whole batch, which converted graphs do not compute.
 
     Args:
         info: the model's facts.
@@ -77,8 +79,12 @@ def with_copies(
     """
     room = max(0, budget - PROCESS)
     found = fit.place(wide, slots=slots, context=context, budget=room, embed=embed)
-    copies = 4 * info.parameters if info.quantisation in ("F16", "BF16") else info.bytes
-    more = PROCESS + copies - found.prompt_cache
+    weights = info.bytes
+    if info.quantisation in ("F16", "BF16"):
+        weights = max(weights, 4 * info.parameters)
+    share = info.vocabulary * info.width / max(1, info.parameters)
+    twice = int(weights * share) if info.tied else 0
+    more = PROCESS + weights - info.bytes + twice - found.prompt_cache
     return msgspec.structs.replace(found, bytes=found.bytes + more, prompt_cache=0)
 
 

@@ -13,6 +13,7 @@ after another; the streams they give are read in a thread each. A stream that is
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -72,33 +73,34 @@ class MistralModel:
     def __init__(self, order: Order) -> None:
         library: Any = import_module("mistralrs")
         path = Path(order.model)
+        self.library = library
+        self._sending = Lock()
         dtype = str(order.options.get("dtype", "f32"))
         if dtype not in DTYPES:
             raise Refusal(f"`dtype` is one of {', '.join(DTYPES)}, not {dtype!r}")
         kind = getattr(library.ModelDType, dtype.title() if dtype == "auto" else dtype.upper())
-        if path.suffix == ".gguf":
-            which = library.Which.GGUF(
-                quantized_model_id=str(path.parent), quantized_filename=path.name, dtype=kind
-            )
-            self.variables: dict[str, Any] = {}
-        else:
-            path = hub.folder_of(order.model)
+        is_file = path.suffix == ".gguf"
+        path = path if is_file else hub.folder_of(order.model)
+        if not is_file:
             hub.refuse_code(path)
-            which = library.Which.Plain(model_id=str(path), dtype=kind)
-            self.variables = hub.variables(path)
-        self.template = hub.template(path) if path.is_dir() else order.options.get("template")
+        self.variables: dict[str, Any] = {} if is_file else hub.variables(path)
+        self.template = order.options.get("template") if is_file else hub.template(path)
         self.vocabulary = TextVocabulary(path)
-        self.library = library
-        self._sending = Lock()
-        with TemporaryDirectory() as folder:
-            template = Path(folder) / "identity.jinja"
-            template.write_text(IDENTITY)
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "identity.jinja").write_text(IDENTITY)
+            if is_file:
+                which = library.Which.GGUF(
+                    quantized_model_id=str(path.parent), quantized_filename=path.name, dtype=kind
+                )
+            else:
+                which = library.Which.Plain(model_id=str(understood(path, folder)), dtype=kind)
             self._runner: Any = library.Runner(
                 which=which,
                 max_seqs=order.slots,
                 prefix_cache_n=order.slots,
                 token_source="none",
-                jinja_explicit=str(template),
+                jinja_explicit=str(folder / "identity.jinja"),
                 in_situ_quant=order.options.get("isq"),
             )
 
@@ -141,6 +143,27 @@ class MistralModel:
             Refusal: always.
         """
         raise Refusal("this model does not rerank", type="unsupported_parameter")
+
+
+def understood(path: Path, scratch: Path) -> Path:
+    """The folder itself, or one of links in `scratch` with a configuration the engine can read.
+
+    Since version 5 transformers writes `rope_parameters`; the engine asks for `rope_theta`.
+    """
+    config = hub.read_json(path / "config.json")
+    rope = config.get("rope_parameters")
+    if "rope_theta" in config or not isinstance(rope, dict) or "rope_theta" not in rope:
+        return path
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config.setdefault("rope_scaling", rope)
+    folder = scratch / path.name
+    folder.mkdir()
+    for one in path.iterdir():
+        if one.name != "config.json":
+            (folder / one.name).symlink_to(one.absolute())
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 class MistralApi(Api):

@@ -69,8 +69,8 @@ class HubVocabulary:
             return b""
 
     def is_special(self, token: int) -> bool:
-        """See `session.Vocabulary`."""
-        return self._tokenizer.is_special(token)
+        """See `session.Vocabulary`; a number that only pads the model's output is not."""
+        return token < self._tokenizer.size and self._tokenizer.is_special(token)
 
     def matcher_source(self) -> Any:
         """See `session.Vocabulary`."""
