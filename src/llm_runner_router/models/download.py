@@ -290,6 +290,7 @@ class _Hashing:
         self._size = partial.size
         self._news = asyncio.Event()
         self._final = False
+        self._buffer = memoryview(bytearray(MIB))
         self.restart()
 
     def restart(self) -> None:
@@ -329,23 +330,23 @@ class _Hashing:
                 self._final or end - self._at >= HASH_STEP
             ):
                 turn, at = self._turn, self._at
-                block = await _whole(self._step, at, min(end, at + HASH_STEP))
+                reached = await _whole(self._step, at, min(end, at + HASH_STEP))
                 if turn is self._turn:
-                    self._at = at + block
+                    self._at = reached
             if final:
                 return {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
 
     def _step(self, at: int, end: int) -> int:
         hashers = list(self._hashers.values())
-        done = 0
-        while at + done < end:
-            data = os.pread(self._partial.handle, min(MIB, end - at - done), at + done)
-            if not data:
+        while at < end:
+            view = self._buffer[: min(MIB, end - at)]
+            count = os.preadv(self._partial.handle, [view], at)
+            if not count:
                 raise OSError(f"`{self._partial.path}` became shorter while it was read")
             for hasher in hashers:
-                hasher.update(data)
-            done += len(data)
-        return done
+                hasher.update(view[:count])
+            at += count
+        return end
 
 
 async def _whole(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -49,7 +49,7 @@ async def check_source(source: Source, ref: Ref, missing: Ref) -> None:
 
 async def _read(source: Source, file: Any, start: int = 0, end: int | None = None) -> bytes:
     async with source.open(file, start, end) as pieces:
-        got = [piece async for piece in pieces]
+        got = [bytes(piece) async for piece in pieces]
     assert all(got), "an empty piece is no piece"
     return b"".join(got)
 

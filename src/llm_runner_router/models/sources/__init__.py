@@ -27,6 +27,10 @@ KINDS: dict[Kind, str] = {
 """Which source brings which kind of reference."""
 
 
+Piece = bytes | memoryview
+"""Some bytes of a file."""
+
+
 class Source(Protocol):
     """Something that has models. `llm_runner_router.testing.check_source` checks one."""
 
@@ -42,8 +46,10 @@ class Source(Protocol):
 
     def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
         """The content from `from_byte` up to but without `to_byte` (None: to its end).
+
+        A piece is valid until the next one is asked for; none is empty.
 
         Raises:
             NoRanges: it can only give the whole file.

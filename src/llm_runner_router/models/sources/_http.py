@@ -1,20 +1,21 @@
 """HTTP for sources: one GET, its head, and its body in large pieces.
 
 Knows: redirects, proxies, deadlines, and which secrets may go where. Does not know: models, parts,
-retries (`download.py`). Each exchange has a connection of its own and runs in a thread: `read1` of
-the standard library takes what the kernel has straight into the result, which is several times
-faster per byte than an event loop that sees 64 KiB at a time, and leaves the event loop alone.
+retries (`download.py`). Each exchange has a connection of its own and runs in a thread: the
+standard library takes what the kernel has straight into one buffer, which is several times faster
+per byte than an event loop that sees 64 KiB at a time, and leaves the event loop alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http.client
+import select
 import socket
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from email.message import Message
@@ -45,6 +46,8 @@ CHUNK = 1 << 20
 """Bytes per piece of a body."""
 PIECE_SECONDS = 0.1
 """A piece is handed on after this time even if it is not full, so that progress is seen."""
+INSTANT = 0.01
+"""Seconds a piece that is not full waits for more: handing it on costs two changes of thread."""
 CONNECT_SECONDS = 15.0
 SILENCE_SECONDS = 30.0
 MAX_DOCUMENT = 64 << 20
@@ -68,28 +71,30 @@ class Response:
     """A response whose body has not been read."""
 
     def __init__(
-        self,
-        status: int,
-        headers: http.client.HTTPMessage,
-        url: str,
-        body: http.client.HTTPResponse,
-        run: Callable[[Callable[[], bytes]], Any],
+        self, exchange: _Exchange, url: str, run: Callable[[Callable[[], int]], Awaitable[int]]
     ) -> None:
-        self.status = status
-        self.headers = headers
+        body = exchange.response
+        assert body is not None, "an exchange that was asked has a response"
+        self.status = body.status
+        self.headers = body.headers
         self.url = url
         """Where it came from, after redirects."""
-        self._body = body
+        self._exchange = exchange
         self._run = run
+        self._buffer = memoryview(b"")
 
-    async def read(self, limit: int = CHUNK) -> bytes:
-        """Up to `limit` bytes; nothing means the end, whether or not it should be there.
+    async def read(self) -> memoryview:
+        """Up to `CHUNK` bytes, valid until the next call; nothing means the end, right or wrong.
+
+        One buffer serves the whole body: a fresh one for each piece costs a page fault per 4 KiB.
 
         Raises:
             StreamBroken, UpstreamTimeout
         """
-        data: bytes = await self._run(lambda: _piece(self._body, limit))
-        return data
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(CHUNK))
+        count = await self._run(lambda: self._exchange.fill(self._buffer))
+        return self._buffer[:count]
 
     async def document(self, limit: int = MAX_DOCUMENT) -> bytes:
         """The whole body.
@@ -104,7 +109,7 @@ class Response:
             size += len(piece)
             if size > limit:
                 raise BadResponse(f"{shown(self.url)} answers more than {limit} bytes", hint=ODD)
-            pieces.append(piece)
+            pieces.append(bytes(piece))
         length = self.headers.get("content-length")
         if length is not None and length.isdecimal() and size != int(length):
             raise StreamBroken(
@@ -151,14 +156,7 @@ class Http:
                 body = await self._run(exchange, lambda: exchange.ask(method, sent))  # noqa: B023  # runs now
                 following = _redirect(body, url)
                 if following is None:
-                    response = Response(
-                        body.status,
-                        body.headers,
-                        url,
-                        body,
-                        lambda call: self._run(exchange, call),  # noqa: B023  # used within this turn
-                    )
-                    yield response
+                    yield Response(exchange, url, lambda call: self._run(exchange, call))  # noqa: B023  # used within this turn
                     return
                 url = following
             finally:
@@ -185,7 +183,8 @@ class _Exchange:
         self._environ = environ
         self._silence = silence
         self._connection: http.client.HTTPConnection | None = None
-        self._response: http.client.HTTPResponse | None = None
+        self.response: http.client.HTTPResponse | None = None
+        self._socket: socket.socket | None = None
         self._aborted = False
 
     def ask(self, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
@@ -194,16 +193,54 @@ class _Exchange:
         connection, extra, absolute = _dial(parts, self._environ)
         self._connection = connection
         connection.connect()
-        if connection.sock is not None:
-            connection.sock.settimeout(self._silence)
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._aborted:
-            raise ConnectionAbortedError("cancelled")
+        self._socket = connection.sock
+        self._socket.settimeout(self._silence)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._check_wanted()
         if absolute:
             target = parts._replace(fragment="").geturl()
         connection.request(method, target, headers={**headers, **extra})
-        self._response = connection.getresponse()
-        return self._response
+        self.response = connection.getresponse()
+        self._check_wanted()
+        return self.response
+
+    def _check_wanted(self) -> None:
+        """What was made after nobody wanted it any more is closed by whoever made it."""
+        if self._aborted:
+            self.abort()
+            raise ConnectionAbortedError("cancelled")
+
+    def fill(self, view: memoryview) -> int:
+        """Put what comes within a moment into `view`; how much it was, 0 at the end."""
+        body = self.response
+        if body is None or body.fp is None:
+            return 0
+        if body.chunked:
+            data = body.read1(len(view))
+            view[: len(data)] = data
+            return len(data)
+        if body.length is not None:
+            view = view[: body.length]
+        until = time.monotonic() + PIECE_SECONDS
+        at = 0
+        while at < len(view) and (not at or (time.monotonic() < until and self._ready())):
+            # `readinto1` of the buffered reader goes around its buffer for more than that holds.
+            count = body.fp.readinto1(view[at:])
+            if not count:
+                break
+            at += count
+            if body.length is not None:
+                body.length -= count
+        return at
+
+    def _ready(self) -> bool:
+        """Whether more is there, or comes within an instant."""
+        source = self._socket
+        if source is None or source.fileno() < 0:
+            return False
+        if isinstance(source, ssl.SSLSocket) and source.pending():
+            return True
+        return bool(select.select([source], [], [], INSTANT)[0])
 
     def guarded(self, call: Callable[[], T]) -> T:
         """`call`, its failures as ours.
@@ -224,21 +261,17 @@ class _Exchange:
             raise BadResponse(f"{where} does not speak HTTP: {exc!r}", hint=ODD) from exc
         except (OSError, ValueError, AttributeError) as exc:
             # ValueError and AttributeError come from a file that `abort` closed under the reader.
-            if self._response is not None:
+            if self.response is not None:
                 raise StreamBroken(f"{where} broke off: {exc}", hint=AGAIN) from exc
             raise ConnectFailed(f"cannot reach {where}: {exc}", hint=PROXY) from exc
 
     def abort(self) -> None:
-        """End it, also under a thread that reads."""
+        """End it, also under a thread that reads; safe to repeat."""
         self._aborted = True
-        connection = self._connection
-        if connection is None:
-            return
-        for holder in (connection.sock, getattr(self._response, "fp", None)):
-            raw: Any = getattr(getattr(holder, "raw", None), "_sock", holder)
-            with suppress(OSError, AttributeError, ValueError):
-                raw.shutdown(socket.SHUT_RDWR)
-        for end in (connection, self._response):
+        with suppress(OSError):
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it
+        for end in (self._connection, self.response, self._socket):
             with suppress(OSError, AttributeError, ValueError):
                 if end is not None:
                     end.close()
@@ -309,7 +342,7 @@ async def body(
     *,
     key: str = "",
     page: str = "",
-) -> AsyncIterator[AsyncIterator[bytes]]:
+) -> AsyncIterator[AsyncIterator[memoryview]]:
     """A range of a file, checked to be the range asked for and as long as promised.
 
     `key` and `page` are told to whom is refused, as in `check_status`.
@@ -335,7 +368,7 @@ async def body(
         yield _pieces(response, what, expected)
 
 
-async def _pieces(response: Response, what: str, expected: int | None) -> AsyncIterator[bytes]:
+async def _pieces(response: Response, what: str, expected: int | None) -> AsyncIterator[memoryview]:
     count = 0
     while piece := await response.read():
         count += len(piece)
@@ -399,25 +432,6 @@ PROXY = "check the address, the network, and HTTPS_PROXY"
 
 
 # ---------------------------------------------------------------- in a thread
-
-
-def _piece(source: http.client.HTTPResponse, limit: int) -> bytes:
-    """What comes within a moment, up to `limit` bytes; nothing at the end."""
-    data = source.read1(limit)
-    if not data or len(data) == limit:
-        return data
-    pieces, size = [data], len(data)
-    until = time.monotonic() + PIECE_SECONDS
-    while size < limit and time.monotonic() < until:
-        try:
-            data = source.read1(limit - size)
-        except (OSError, http.client.HTTPException):
-            break  # what is there counts; the next call meets the failure again
-        if not data:
-            break
-        pieces.append(data)
-        size += len(data)
-    return b"".join(pieces)
 
 
 def _redirect(response: http.client.HTTPResponse, url: str) -> str | None:

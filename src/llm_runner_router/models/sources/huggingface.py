@@ -123,7 +123,7 @@ class HubSource:
     @asynccontextmanager
     async def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
         """See `Source.open`."""
         headers = await asyncio.to_thread(self._headers)
         repo = file.url.removeprefix(self.endpoint).partition("/resolve/")[0].strip("/")

@@ -137,7 +137,7 @@ class OllamaSource:
     @asynccontextmanager
     async def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
         """See `Source.open`."""
         offline(self._environ)
         async with body(self._http, file, self._bearer(file.url), from_byte, to_byte) as pieces:

@@ -110,7 +110,7 @@ class S3Source:
     @asynccontextmanager
     async def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[memoryview]]:
         """See `Source.open`."""
         import obstore
 
@@ -129,12 +129,12 @@ class S3Source:
         self._stores.clear()
 
 
-async def _pieces(result: Any, file: RemoteFile, expected: int | None) -> AsyncIterator[bytes]:
+async def _pieces(result: Any, file: RemoteFile, expected: int | None) -> AsyncIterator[memoryview]:
     count = 0
     with _translated(f"file {file.path!r}"):
         async for piece in result.stream(min_chunk_size=CHUNK):
             count += len(piece)
-            yield bytes(piece)
+            yield memoryview(piece)
     if expected is not None and count != expected:
         raise StreamBroken(f"{file.path!r} ended after {count} of {expected} bytes", hint=AGAIN)
 

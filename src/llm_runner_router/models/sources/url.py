@@ -64,7 +64,7 @@ class UrlSource:
 
     def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[memoryview]]:
         """See `Source.open`."""
         offline(self._environ)
         return body(self._http, file, {}, from_byte, to_byte)
