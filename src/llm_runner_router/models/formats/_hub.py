@@ -198,7 +198,7 @@ def _tokenizer(folder: Path, said: dict[str, Any]) -> str:
         return _tokenizer_without(folder, said)
     try:
         model = msgspec.json.decode(content, type=_TokenizerFile).model
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Bad(f"`tokenizer.json` cannot be read: {str(exc)[:200]}") from None
     kind = {"BPE": "bpe", "Unigram": "unigram", "WordPiece": "wordpiece"}.get(model.type)
     if kind is None and not model.type:  # old files leave the type out; a list is Unigram's

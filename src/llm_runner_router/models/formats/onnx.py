@@ -72,17 +72,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Opened(path, info, config, graph.weights, graph.sources)
 
 
-def _main(folder: Path) -> Path | None:
+def _main(folder: Path) -> str | None:
     """The graph of a folder: the one `genai_config.json` names, else the usual names."""
     if (folder / GENAI).is_file():
         decoder = _dict(_dict(_safe(folder / GENAI), "model"), "decoder")
         name = decoder.get("filename", "model.onnx")
-        return folder / name if isinstance(name, str) else folder / "model.onnx"
+        return name if isinstance(name, str) else "model.onnx"
     for name in ("model.onnx", "onnx/model.onnx", "decoder_model_merged.onnx"):
         if (folder / name).is_file():
-            return folder / name
+            return name
     found = sorted(folder.glob("*.onnx"))
-    return found[0] if len(found) == 1 else None
+    return found[0].name if len(found) == 1 else None
 
 
 def _safe(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _load(path: Path) -> tuple[ModelInfo, dict[str, Any], _Graph]:
         main = _main(path)
         if main is None:
             raise Bad("the folder has no `.onnx` file, or several and no `genai_config.json`")
-        file = inside(path, str(main.relative_to(path)), "the graph")
+        file = inside(path, main, "the graph")
     graph = _Graph(file)
     folder = file.parent
     if folder.name == "onnx" and not (folder / "config.json").is_file():
