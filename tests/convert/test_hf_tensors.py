@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,3 +171,12 @@ def test_small_floats_are_those_of_torch(dtype: str) -> None:
 def test_an_unknown_type_is_told() -> None:
     with pytest.raises(Unsupported, match="F6_E2M3"):
         arrays.decode(memoryview(b"abc"), "F6_E2M3", (4,))
+
+
+def test_the_docs_name_every_class() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "convert.md"
+    text = page.read_text("utf-8")
+    old_names = {"LLaMAForCausalLM", "RWForCausalLM", "StableLMEpochForCausalLM"}
+    bare = {"LlamaModel", "Qwen2Model", "Qwen3Model", "BertForMaskedLM"}
+    missing = [name for name in families() if f"`{name}`" not in text]
+    assert set(missing) <= old_names | bare

@@ -59,7 +59,7 @@ def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick
     from .gguf_write import GGUFWriter
 
     folder = source if source.is_dir() else source.parent
-    with load("models.formats", kind).open_checkpoint(source) as checkpoint:
+    with _opened(kind, source) as checkpoint:
         plan = hf_tensors.plan(checkpoint.config, checkpoint.weights)
         wanted = options.type.upper()
         if wanted not in FILE_TYPES:
@@ -73,6 +73,18 @@ def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick
                 writer.field(key, value, field)
             _write(writer, plan, checkpoint, wanted, tick)
             writer.finish()
+
+
+def _opened(kind: str, source: Path) -> Checkpoint:
+    """The checkpoint; one in 8-bit floats with scales reads as plain numbers."""
+    from . import fp8
+
+    checkpoint: Checkpoint = load("models.formats", kind).open_checkpoint(source)
+    try:
+        return fp8.Plain(checkpoint) if fp8.is_scaled(checkpoint.config) else checkpoint
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 # ---------------------------------------------------------------- fields
