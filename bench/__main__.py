@@ -15,6 +15,8 @@ SECTIONS = {
     "import": "bench.import_time",
     "overhead": "bench.overhead",
     "local": "bench.local",
+    "memory": "bench.memory",
+    "runner": "bench.runner",
 }
 """Benchmark to its module; each has `measure(quick=…)`."""
 

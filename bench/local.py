@@ -63,6 +63,10 @@ class Runner(Struct, frozen=True):
     threads: int | None = None
     batch_threads: int | None = None
     wait_policy: str | None = None
+    predicted: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
+    tokens_restored: int = 0
 
 
 def measure(*, quick: bool = False) -> Section:
@@ -76,8 +80,8 @@ def measure(*, quick: bool = False) -> Section:
         models = _models(Path(folder), quick)
         bandwidth = max(machine.read_bandwidth(n) for n in {1, cores})
         rows.append(Row("memory read bandwidth", bandwidth / 1e9, "GB/s", better="more"))
-        steps: list[Callable[[], Sequence[Row]]] = [lambda: _loading(models[0], rounds)]
-        steps += [_step(_speed, model, rounds, bandwidth) for model in models]
+        steps: list[Callable[[], Sequence[Row]]] = [lambda: loading(models[0], rounds)]
+        steps += [_step(speed, model, rounds, bandwidth) for model in models]
         steps += [_step(_busy, models[1], min(rounds, 3), cores)]
         for step in steps:
             try:
@@ -142,7 +146,8 @@ def _start(model: Model, *, spare: bool = True) -> Gateway:
     return Gateway(_config(model, spare=spare), first=None)
 
 
-def _admin(gateway: Gateway, path: str, body: object | None = None) -> Any:
+def admin(gateway: Gateway, path: str, body: object | None = None) -> Any:
+    """What the gateway's own interface answers."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     url = f"http://127.0.0.1:{gateway.port}/llmrr/{path}"
@@ -151,15 +156,17 @@ def _admin(gateway: Gateway, path: str, body: object | None = None) -> Any:
         return json.loads(response.read())
 
 
-def _runner(gateway: Gateway, model: Model) -> Runner:
-    found = msgspec.convert(_admin(gateway, "ps"), list[Runner], strict=False)
+def runner_of(gateway: Gateway, model: Model) -> Runner:
+    """The process of `model`, as `llmrr ps` shows it."""
+    found = msgspec.convert(admin(gateway, "ps"), list[Runner], strict=False)
     for runner in found:
         if runner.pid and (runner.name == model.ref or len(found) == 1):
             return runner
     raise proc.BenchError(f"`llmrr ps` shows no runner of {model.name}: {found}")
 
 
-def _ask(port: int, prompt: str, tokens: int, *, timeout: float = 60.0, key: str = KEY) -> Load:
+def ask(port: int, prompt: str, tokens: int, *, timeout: float = 60.0, key: str = KEY) -> Load:
+    """One streamed answer of exactly `tokens` tokens by the model `bench`."""
     body = {
         "model": "bench",
         "messages": [{"role": "user", "content": prompt}],
@@ -196,7 +203,12 @@ class Speeds(Struct):
         self.prefill.append(result.prompt_tokens / result.ok / result.first.p50)
 
 
-def _run(loader: proc.Loader, load: Load, what: str) -> Result:
+def run(loader: proc.Loader, load: Load, what: str) -> Result:
+    """Run it; every answer must be there.
+
+    Raises:
+        BenchError: one was not.
+    """
     result = loader.run(load)
     if not result.ok or result.errors:
         raise proc.BenchError(f"{what}: {result.errors}")
@@ -206,16 +218,17 @@ def _run(loader: proc.Loader, load: Load, what: str) -> Result:
 # ---------------------------------------------------------------- what is measured
 
 
-def _loading(model: Model, rounds: int) -> list[Row]:
+def loading(model: Model, rounds: int) -> list[Row]:
+    """Load times with and without a spare, beside a fresh process of the engine alone."""
     times: dict[bool, list[float]] = {True: [], False: []}
     alone: list[float] = []
     with _start(model) as with_spare, _start(model, spare=False) as without:
         for _ in range(rounds):
             for gateway, spare in ((with_spare, True), (without, False)):
-                _admin(gateway, "stop", {"model": "bench"}) if times[spare] else None
+                admin(gateway, "stop", {"model": "bench"}) if times[spare] else None
                 _settle(gateway, 1 if spare else 0)
                 began = time.perf_counter()
-                _admin(gateway, "load", {"model": "bench"})
+                admin(gateway, "load", {"model": "bench"})
                 times[spare].append(time.perf_counter() - began)
             with Alone(model, None) as engine:
                 alone.append(engine.load_time)
@@ -241,25 +254,26 @@ def _settle(gateway: Gateway, children: int) -> None:
         time.sleep(0.05)
 
 
-def _speed(model: Model, rounds: int, bandwidth: float) -> list[Row]:
+def speed(model: Model, rounds: int, bandwidth: float) -> list[Row]:
+    """Writing, reading, first token and memory, beside the engine alone."""
     ours, theirs = Speeds(), Speeds()
     with ExitStack() as stack:
         gateway = stack.enter_context(_start(model))
         loader = stack.enter_context(proc.Loader())
-        _admin(gateway, "load", {"model": "bench"})
-        runner = _runner(gateway, model)
+        admin(gateway, "load", {"model": "bench"})
+        runner = runner_of(gateway, model)
         engine = stack.enter_context(Alone(model, runner))
         sides = ((gateway.port, ours, "gateway"), (engine.port, theirs, "engine alone"))
         for i in range(rounds + 1):
             for port, speeds, who in sides:
-                short = _run(loader, _ask(port, f"Say {i}.", TOKENS), f"{model.name}, {who}")
+                short = run(loader, ask(port, f"Say {i}.", TOKENS), f"{model.name}, {who}")
                 words = f"{i} " + "one word and then " * (PROMPT // 4)
-                long = _run(loader, _ask(port, words, 1), f"{model.name}, {who}")
+                long = run(loader, ask(port, words, 1), f"{model.name}, {who}")
                 if i:  # the first round warms up
                     speeds.short(short)
                     speeds.long(long)
             # Between answers the engine gives nothing back, so the largest sample is the peak.
-            again = _runner(gateway, model)
+            again = runner_of(gateway, model)
             ours.memory.append(proc.pss(again.pid or 0))
             theirs.memory.append(proc.pss(engine.child.pid))
     note = f"{runner.threads} threads, {runner.wait_policy}"
@@ -298,12 +312,12 @@ def _busy(model: Model, rounds: int, cores: int) -> list[Row]:
         gateway = stack.enter_context(_start(model))
         loader = stack.enter_context(proc.Loader())
         time.sleep(3)  # the load has to be there for some time to count as load
-        _admin(gateway, "load", {"model": "bench"})
-        runner = _runner(gateway, model)
+        admin(gateway, "load", {"model": "bench"})
+        runner = runner_of(gateway, model)
         engine = stack.enter_context(Alone(model, None))
         for i in range(rounds):
-            load = _ask(gateway.port, f"Say {i}.", BUSY_TOKENS, timeout=BUSY_SECONDS)
-            ours.short(_run(loader, load, f"{model.name} on a busy machine, gateway"))
+            load = ask(gateway.port, f"Say {i}.", BUSY_TOKENS, timeout=BUSY_SECONDS)
+            ours.short(run(loader, load, f"{model.name} on a busy machine, gateway"))
             load = msgspec.structs.replace(load, port=engine.port)
             result = loader.run(load)
             if result.ok:

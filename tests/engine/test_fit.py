@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from llm_runner_router.engine import fit
 from llm_runner_router.models.info import ModelInfo
@@ -100,3 +101,12 @@ def test_weights_that_are_repacked_are_read_and_others_mapped() -> None:
     assert fit.is_mapped(made(Q8_0=900, Q4_0=100))
     assert fit.weight_bytes(made(Q8_0=900, Q4_0=100)) == 1100, "the copy comes on top"
     assert fit.is_mapped(made(Q8_0=1000))
+
+
+def test_work_buffers_follow_the_width_inside_the_mlp() -> None:
+    """Llama 3 8B: 14,336 inside, so two of those and seven of 4,096 for 512 tokens."""
+    llama = msgspec.structs.replace(EIGHT_B, parameters=8_030_261_248)
+    exact = 4 * 512 * (2 * 14336 + 7 * 4096) + 2 * 512 * 1024 + 24 * 128256
+    assert fit.work_bytes(llama, 1024) / exact == pytest.approx(1, abs=0.01)
+    unknown = fit.work_bytes(EIGHT_B, 1024)
+    assert unknown / exact == pytest.approx(1.05, abs=0.1)

@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from llm_runner_router.models.info import ModelInfo
 
-PROCESS = 30 * 1024 * 1024
+PROCESS = 22 * 1024 * 1024
 """Bytes of the runner itself: interpreter, engine's code and tables, its HTTP threads. An empty one
-takes 25 MiB, or 16 where others share its libraries. `python -m bench --only memory` compares the
-whole estimate with what is measured."""
+takes 25 MiB alone and 16 where many others share its libraries; the spare shares them always.
+`python -m bench --only memory` compares the whole estimate with what is measured."""
 DEFAULT_CONTEXT = 2048
 """For a file that does not say what it was trained for."""
 LEAST_CONTEXT = 4096
@@ -96,13 +96,27 @@ def _repacked(info: ModelInfo) -> int:
 def work_bytes(info: ModelInfo, tokens: int, *, slots: int = 1, ubatch: int = UBATCH) -> int:
     """Bytes of work buffers that are really used, for a context of `tokens`.
 
-    The widest values of an MLP and what lives beside them, about 16 widths of F32 per token of a
-    batch; the mask of attention, F16; logits and the sampler's candidates of one token per slot.
+    The two widest values of an MLP and seven of the model's width, F32, per token of a batch; the
+    mask of attention, F16; logits and the sampler's candidates of one token per slot.
     """
     batch = min(ubatch, tokens)
-    hidden = 4 * batch * info.width * 16
+    hidden = 4 * batch * (2 * _mlp_width(info) + 7 * info.width)
     mask = 2 * batch * tokens
     return hidden + mask + 24 * info.vocabulary * slots
+
+
+def _mlp_width(info: ModelInfo) -> int:
+    """The width inside an MLP: what the number of weights leaves for three matrices of it.
+
+    Between 2 and 8 widths; 4 where the file does not say enough, or for a mixture of experts.
+    """
+    if not (info.width and info.layers and info.parameters) or info.experts:
+        return 4 * info.width
+    ends = info.vocabulary * info.width * (1 if info.tied else 2)
+    heads = info.heads * info.key_length + info.kv_heads * (info.key_length + info.value_length)
+    attention = info.width * (heads + info.heads * info.value_length)
+    found = ((info.parameters - ends) // info.layers - attention) // (3 * info.width)
+    return max(2 * info.width, min(8 * info.width, found))
 
 
 def place(
