@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from llm_runner_router.errors import BadRequest, EngineError, ModelFileError
 from llm_runner_router.models import detect
+from llm_runner_router.models.formats.gguf_types import BITNET
 
 from .base import Cancelled, Found, Options, Tick, found, pick
 from .plan import FILES, Step, disk, plan
@@ -70,6 +71,8 @@ def kind_of(path: Path) -> str:
     if name == "onnx":
         folder = path if path.is_dir() else path.parent
         return "onnx-genai" if (folder / "genai_config.json").is_file() else "onnx"
+    if name == "gguf" and set(BITNET.values()) & detect.describe(path).types.keys():
+        return "bitnet-gguf"
     return name
 
 
