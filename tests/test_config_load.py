@@ -194,15 +194,33 @@ WRONG = {
         "supported in this version"
     ),
     "models: {a: {}}": (
-        "llmrr.yaml:1: models.a: exactly one of `target`, `fallback`, `race`, `weighted`, `auto` "
-        "is needed, got none of them"
+        "llmrr.yaml:1: models.a: exactly one of `target`, `adopt`, `fallback`, `race`, "
+        "`weighted`, `auto` is needed, got none of them"
     ),
     "models: {a: {fallback: [{target: zoo:tiny-math, race: [zoo:tiny-math]}]}}": (
-        "llmrr.yaml:1: models.a.fallback[0]: exactly one of `target`, `fallback`, `race`, "
-        "`weighted`, `auto` is needed, got `target` and `race`"
+        "llmrr.yaml:1: models.a.fallback[0]: exactly one of `target`, `adopt`, `fallback`, "
+        "`race`, `weighted`, `auto` is needed, got `target` and `race`"
     ),
     "models: {a: {target: zoo:tiny-math, sticky: key}}": (
         "llmrr.yaml:1: models.a.sticky: `sticky` works with `weighted` only"
+    ),
+    "models: {a: {race: [zoo:tiny-math], engine: torch}}": (
+        "llmrr.yaml:1: models.a.engine: `engine` works with `target` only"
+    ),
+    "models: {a: {target: zoo:tiny-math, options: {dtype: float16}}}": (
+        "llmrr.yaml:1: models.a.options: `options` are for an `engine`, which is not named"
+    ),
+    "models: {a: {adopt: {command: [vllm, serve]}}}": (
+        "llmrr.yaml:1: models.a.adopt: give a `url`, or a `command` with `{port}` in it"
+    ),
+    "models: {a: {adopt: {url: 127.0.0.1:80}}}": (
+        "llmrr.yaml:1: models.a.adopt.url: '127.0.0.1:80' is not a URL"
+    ),
+    "models: {a: {adopt: {url: 'http://h/v1', api_key: secret}}}": (
+        "llmrr.yaml:1: models.a.adopt.api_key: keys do not belong in a file; name a variable"
+    ),
+    "models: {a: {adopt: {url: 'http://h/v1', env: {A: b}}}}": (
+        "llmrr.yaml:1: models.a.adopt.env: `env` is for a `command`"
     ),
     "models: {a: {race: [zoo:tiny-math], speed: 3}}": (
         "llmrr.yaml:1: models.a.speed: `speed` works with `target` only"

@@ -51,7 +51,7 @@ def test_the_example_holds_with_its_sections_opened(tmp_path: Path) -> None:
         lines.append(f"{indent}{bare}" if named and len(indent) == 2 else line)
     text = "\n".join(lines)
     server, _, rest = text.partition("# Remote accounts by name.")
-    engine = rest[rest.index("engine:\n") :]
+    engine = rest[rest.index("\nengine:\n") :]
     path = tmp_path / "llmrr.yaml"
     path.write_text(f"{server}\n{engine}", "utf-8")
     data, _ = config_yaml.parse(path.read_bytes(), "example")

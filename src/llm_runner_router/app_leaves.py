@@ -13,8 +13,10 @@ import msgspec
 from . import config_load, refs
 from .app_tree import Entry
 from .config import Config, Node, Provider, Secret
+from .engine import adopted
 from .engine.local import LocalTarget
 from .engine.residency import Endpoint, Residency
+from .engine.select import load_engine
 from .errors import ConfigError, UnknownModel
 from .home import find, stored_names
 from .models.info import LocalModel
@@ -79,6 +81,32 @@ class AppLeaves:
         model = resolve(ref, environ=self._environ)
         if facts.quantization is not None:
             model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
+        if facts.engine is not None:
+            load_engine(facts.engine)  # a name that does not exist is told now
+            # Under its own name: the same file may run on another engine beside it.
+            model = msgspec.structs.replace(
+                model, name=name, engine=facts.engine, options=dict(facts.options)
+            )
+        return self._run(name, model, facts)
+
+    def adopted(self, name: str, node: Node) -> Entry:
+        """See `app_tree.Leaves`."""
+        adopt = node.adopt
+        assert adopt is not None
+        where = f"models.{name}.adopt"
+        key = None
+        if adopt.api_key is not None:
+            key = config_load.secret(adopt.api_key, self._environ, f"{where}.api_key")
+        env = {
+            variable: config_load.secret(value, self._environ, f"{where}.env").reveal()
+            for variable, value in adopt.env.items()
+        }
+        source = adopt.url or " ".join(adopt.command[:1])
+        card = _card(ModelCard(name=name, local=True, source=f"adopted: {source}"), name, node)
+        settings = msgspec.structs.replace(adopt, env=env)
+        return self._run(name, adopted.model(name, settings, key, card), node)
+
+    def _run(self, name: str, model: LocalModel, facts: Node) -> Entry:
         card = _card(model.card, name, facts)
         leaf = LocalTarget(
             name,

@@ -82,6 +82,14 @@ class Leaves(Protocol):
         """
         ...
 
+    def adopted(self, name: str, node: Node) -> Entry:
+        """The leaf for the server that `node` adopts, called `name`.
+
+        Raises:
+            ConfigError: a variable that it names is not set.
+        """
+        ...
+
 
 class Tree:
     """All names of one configuration.
@@ -193,6 +201,8 @@ class Tree:
     def _node(self, name: str, node: Node) -> Entry:
         if node.target is not None:
             return self._single(name, node.target, node)
+        if node.adopt is not None:
+            return self._leaves.adopted(name, node)
         if node.auto is not None:
             return self._auto(name, node.auto)
         if node.fallback:
@@ -273,7 +283,9 @@ class Tree:
         own = [
             name
             for name, node in self._config.models.items()
-            if isinstance(node, str) or (node.target is not None and node.target not in AUTOS)
+            if isinstance(node, str)
+            or node.adopt is not None
+            or (node.target is not None and node.target not in AUTOS)
         ]
         return own or list(self._leaves.names())
 

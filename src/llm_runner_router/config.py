@@ -88,8 +88,27 @@ class Auto(Struct, frozen=True, forbid_unknown_fields=True):
     """Names to choose from; empty means every model that is not virtual."""
 
 
+class Adopt(Struct, frozen=True, forbid_unknown_fields=True):
+    """A server of somebody else's that runs a model: started by us, or already running."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments to start; `{port}` in them is a free port. Empty: it runs already."""
+    url: str | None = None
+    """Its API, up to and including the version; default `http://127.0.0.1:{port}/v1`."""
+    health: str = "/health"
+    """Page that says 200 when it is ready."""
+    model: str | None = None
+    """The model's name there; default is the first that it lists."""
+    api_key: str | None = None
+    """`${NAME}` or `os.environ/NAME`; read when the server starts."""
+    env: dict[str, str] = {}
+    """Further environment variables for the command; values may be `${NAME}`."""
+    memory: Annotated[Bytes, Meta(ge=0)] | None = None
+    """Bytes it counts for in `engine.memory`; unset is none."""
+
+
 class Node(Struct, frozen=True, forbid_unknown_fields=True):
-    """A model entry: exactly one of `target`, `fallback`, `race`, `weighted`, `auto`.
+    """A model entry: exactly one of `target`, `adopt`, `fallback`, `race`, `weighted`, `auto`.
 
     The facts below override what is known of a `target` (its card).
     """
@@ -99,6 +118,12 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     quantization: str | None = None
     """With a `target` that is a local model: the mix of its weights that is wanted, for example
     `q4_k_m`. Until it is made, the model answers as it is."""
+    engine: str | None = None
+    """With a `target` that is a local model: the engine that must run it."""
+    options: dict[str, str | int | float | bool] = {}
+    """With `engine`: what to tell it, for example `dtype: bfloat16` for `torch`."""
+    adopt: Adopt | None = None
+    """A server of somebody else's, run like a local model."""
     fallback: tuple[str | Node, ...] = ()
     """Targets in order; the next is tried when one fails before its first token."""
     race: tuple[str | Node, ...] = ()

@@ -20,7 +20,7 @@ from .errors import BadRequest, ConfigError
 Where = tuple[str | int, ...]
 Place = Callable[[Where], str]
 
-KINDS = ("target", "fallback", "race", "weighted", "auto")
+KINDS = ("target", "adopt", "fallback", "race", "weighted", "auto")
 FACTS = ("price", "context", "capabilities", "scores", "speed")
 VIRTUAL = frozenset(
     {
@@ -157,8 +157,9 @@ class _Check:
         if node.weighted and sum(node.weighted.values()) <= 0:
             raise self._wrong((*at, "weighted"), "one weight must be above 0")
         facts = [fact for fact in FACTS if getattr(node, fact) not in (None, {})]
-        if facts and node.target is None:
+        if facts and node.target is None and node.adopt is None:
             raise self._wrong((*at, facts[0]), f"`{facts[0]}` works with `target` only")
+        self._run(node, at)
         for task, score in node.scores.items():
             if not 0 <= score <= 1:
                 raise self._wrong((*at, "scores", task), f"a score is 0 to 1, got {score}")
@@ -169,6 +170,33 @@ class _Check:
                         below = (*at, kind, index, "aliases")
                         raise self._wrong(below, "only a top-level entry can have aliases")
                     self._node(child, (*at, kind, index))
+
+    def _run(self, node: Node, at: Where) -> None:
+        """How a local model is to be run."""
+        if node.engine is not None and node.target is None:
+            raise self._wrong((*at, "engine"), "`engine` works with `target` only")
+        if node.options and node.engine is None:
+            raise self._wrong((*at, "options"), "`options` are for an `engine`, which is not named")
+        adopt = node.adopt
+        if adopt is None:
+            return
+        ported = any("{port}" in part for part in adopt.command)
+        if adopt.url is None and not ported:
+            raise self._wrong(
+                (*at, "adopt"),
+                "give a `url`, or a `command` with `{port}` in it",
+                "for example `adopt: {command: [llama-server, -m, a.gguf, --port, '{port}']}`",
+            )
+        if adopt.url is not None and not re.match(r"https?://[^/\s]+", adopt.url):
+            raise self._wrong((*at, "adopt", "url"), f"{adopt.url!r} is not a URL", BASE_URL)
+        if adopt.env and not adopt.command:
+            raise self._wrong((*at, "adopt", "env"), "`env` is for a `command`")
+        if adopt.api_key is not None and not _VARIABLE.fullmatch(adopt.api_key):
+            raise self._wrong(
+                (*at, "adopt", "api_key"),
+                "keys do not belong in a file; name a variable",
+                "write `api_key: ${MY_SERVER_KEY}` and export it",
+            )
 
     # ------------------------------------------------------------ names
 

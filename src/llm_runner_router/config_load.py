@@ -341,7 +341,8 @@ def _fits(value: Any, options: tuple[Any, ...]) -> Any:
     wants_mapping = [o for o in rest if _is_struct(o) or get_origin(o) is dict]
     if wants_mapping and (isinstance(value, dict) or len(rest) == 1):
         return wants_mapping[0]
-    return next((o for o in rest if o not in wants_mapping), rest[0])
+    others = [o for o in rest if o not in wants_mapping]
+    return next((o for o in others if o is type(value)), others[0] if others else rest[0])
 
 
 def _is_struct(hint: Any) -> bool:

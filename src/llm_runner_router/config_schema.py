@@ -246,6 +246,9 @@ _SAMPLES = {
 #     sticky: session
 #   choose:
 #     auto: {objective: cost, models: [mini, tiny]}
+#   exact: {target: /models/smollm2-135m, engine: torch}
+#   big:
+#     adopt: {command: [vllm, serve, Qwen/Qwen3-8B, --port, "{port}"], memory: 20GiB}
 """,
     "aliases": """\
 #   gpt-4o: smart

@@ -70,7 +70,7 @@ def test_a_server_and_every_verb() -> None:
         pid = maths["pid"]
         assert psutil.pid_exists(pid)
         head, *lines = ok(in_a_process("ps")).splitlines()
-        assert head.split()[:5] == ["MODEL", "STATE", "PID", "THREADS", "WAIT"]
+        assert head.split()[:5] == ["MODEL", "STATE", "ENGINE", "PID", "THREADS"]
         assert any(str(pid) in line for line in lines)
 
         listed = ok(in_a_process("ls"))

@@ -28,7 +28,7 @@ from llm_runner_router.engine.devices import Machine
 from llm_runner_router.engine.live import Endpoint
 from llm_runner_router.engine.local import LocalTarget
 from llm_runner_router.engine.residency import Residency
-from llm_runner_router.engine.worker import Worker
+from llm_runner_router.engine.worker import Report, Worker
 from llm_runner_router.errors import (
     DeadlineExceeded,
     LoadFailed,
@@ -154,7 +154,7 @@ async def test_a_spare_that_died_fails_nobody(
 ) -> None:
     load, loads = Worker.load, []
 
-    async def deadly(worker: Worker, *order: Any) -> str:
+    async def deadly(worker: Worker, *order: Any) -> Report:
         """The first process dies after it was taken and before it reads its order."""
         loads.append(worker.pid)
         if len(loads) == 1:

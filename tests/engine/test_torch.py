@@ -89,7 +89,7 @@ def test_greedy_answers_are_those_of_transformers(
             one["logprob"] for one in first["top_logprobs"]
         )
         assert answer.text == "".join(one["token"] for one in told)
-    (row,) = [row for row in local.residency.status() if row.purpose == "chat"]
+    (row,) = local.residency.status()
     assert (row.engine, row.state) == ("torch", "ready")
     assert row.memory is not None
     assert row.memory < row.reserved

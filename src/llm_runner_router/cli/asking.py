@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import msgspec
 from msgspec import Struct
 
-from llm_runner_router.config import Config
+from llm_runner_router.config import Config, Node
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import Decision
 
@@ -89,15 +89,18 @@ class Voice(Protocol):
 
 
 @contextmanager
-def voice(place: Place) -> Iterator[Voice]:
+def voice(place: Place, model: str = "", engine: str | None = None) -> Iterator[Voice]:
     """The running server if there is one, else the models in this process.
+
+    Args:
+        model, engine: if an engine is named, this model runs on it, in this process.
 
     Raises:
         ConfigError: the configuration cannot be used.
         Unavailable: a server was named and does not answer.
     """
-    found = client.running(place)
-    speaking: Voice = Remote(found) if found else Local(load(place))
+    found = client.running(place) if engine is None else None
+    speaking: Voice = Remote(found) if found else Local(_on(load(place), model, engine))
     try:
         yield speaking
     finally:
@@ -109,6 +112,16 @@ def load(place: Place) -> Config:
     from llm_runner_router import config_load
 
     return config_load.load(place.config, os.environ, {})
+
+
+def _on(config: Config, model: str, engine: str | None) -> Config:
+    """`config`, with `model` on `engine`."""
+    if engine is None:
+        return config
+    entry = config.models.get(model, model)
+    node = Node(target=entry) if isinstance(entry, str) else entry
+    node = msgspec.structs.replace(node, engine=engine)
+    return msgspec.structs.replace(config, models={**config.models, model: node})
 
 
 class _Clock:

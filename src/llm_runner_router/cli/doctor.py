@@ -64,6 +64,7 @@ def examine(where: Place, env: Mapping[str, str]) -> Iterator[Check]:
     yield Check("platform", "ok", f"{platform.platform()}, llmrr {__version__}")
     yield engine.machine()
     yield engine.imported()
+    yield engine.engines()
     yield engine.threads(config)
     yield zoo()
     yield folder(home.find(env))

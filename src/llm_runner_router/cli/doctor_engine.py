@@ -10,9 +10,11 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 from llm_runner_router.config import Config
 from llm_runner_router.engine import devices
+from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.engine.threads import CpuPlan, plan
 from llm_runner_router.units import format_size
 
@@ -63,6 +65,20 @@ def imported() -> Check:
     lines = done.stderr.strip().splitlines()
     reason = lines[-1] if lines else f"it ended with {_exit(done.returncode)}"
     return Check("engine", "fail", f"xllamacpp cannot be imported: {reason}", REINSTALL)
+
+
+def engines() -> Check:
+    """Which other engines are installed, and how to get those that are not."""
+    here, absent = [], []
+    for name, engine in EngineSelector().engines.items():
+        missing = [module for module in engine.NEEDS if find_spec(module) is None]
+        if missing:
+            extra = f"llm-runner-router[{engine.EXTRA}]" if engine.EXTRA else " ".join(missing)
+            absent.append(f"{name} (pip install '{extra}')")
+        else:
+            here.append(name)
+    more = "; there could be " + ", ".join(absent) if absent else ""
+    return Check("engines", "ok", "there are " + ", ".join(here) + more)
 
 
 REINSTALL = "reinstall llm-runner-router; remote models work without the engine"

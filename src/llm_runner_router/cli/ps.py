@@ -13,10 +13,10 @@ from . import client, output
 from .group import Verb, place
 
 HEAD = (
-    *("MODEL", "STATE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
+    *("MODEL", "STATE", "ENGINE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
     *("QUEUE", "ACTIVE", "SERVED", "RESTORED", "EXPIRES"),
 )
-NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "WAIT"))
+NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "ENGINE", "WAIT"))
 
 
 @click.command("ps", cls=Verb)
@@ -44,6 +44,7 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         output.safe(str(runner.get("name", ""))),
         str(runner.get("state", "")),
+        str(runner.get("engine", "")),
         _number(runner.get("pid")),
         _number(runner.get("threads")),
         str(runner.get("wait_policy") or ""),

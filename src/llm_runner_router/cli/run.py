@@ -25,6 +25,7 @@ PROMPT, MORE = ">>> ", "... "
 @click.option("--system", default="", help="Instructions for the model.")
 @click.option("--temperature", type=click.FloatRange(0), help="0 always says the likeliest.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
+@click.option("--engine", metavar="NAME", help="Run it on this engine, in this process.")
 @click.option("--verbose", is_flag=True, help="Tell figures after every answer.")
 def command(
     model: str,
@@ -32,6 +33,7 @@ def command(
     system: str,
     temperature: float | None,
     max_tokens: int | None,
+    engine: str | None,
     verbose: bool,
 ) -> int:
     """Chat with MODEL: a name that is served, `zoo:tiny-chat`, a file, or `hf:…`, which is pulled.
@@ -44,7 +46,7 @@ def command(
     chat = Chat(model=model, system=system, options=options, verbose=verbose)
     once = _once(prompt)
     pulling.ensure(model)
-    with asking.voice(place()) as voice:
+    with asking.voice(place(), model, engine) as voice:
         if once is not None:
             _answer(voice, chat.asked(once))
             return 0

@@ -11,6 +11,7 @@ import msgspec
 
 from llm_runner_router import refs
 from llm_runner_router.config import Config, Node
+from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import ModelCard
 from llm_runner_router.units import format_size
@@ -40,7 +41,10 @@ def command(model: str, as_json: bool) -> int:
     if as_json:
         facts = None if file is None else _file_facts(file, text=False)
         stored = _stored(file.name if file is not None else name)
-        output.json({"card": card, "file": facts, "stored": stored, "routes": routes})
+        judged = [] if file is None else EngineSelector().rank(file.info)
+        output.json(
+            {"card": card, "file": facts, "engines": judged, "stored": stored, "routes": routes}
+        )
         return 0
     _print(card, file, routes)
     return 0
@@ -150,6 +154,14 @@ def _file_facts(file: Any, *, text: bool) -> dict[str, Any]:
     return {"path": str(Path(file.path)), **facts}
 
 
+def _judged(verdict: Any) -> tuple[str, str]:
+    """An engine's name, and whether it would run the model."""
+    lacks = f", but needs {', '.join(verdict.missing)}: {verdict.hint}" if verdict.missing else ""
+    named = " (if the configuration names it)" if verdict.by_name and verdict.can else ""
+    mark = "yes" if verdict.can else "no"
+    return verdict.engine, output.safe(f"{mark}: {verdict.why}{lacks}{named}")
+
+
 def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
     price = card.price
     paid = f"${price.input:g} in, ${price.output:g} out per million tokens" if price else ""
@@ -178,6 +190,8 @@ def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
         facts["types"] = ", ".join(f"{t} {format_size(n)}" for t, n in facts["types"].items())
         shown = [(name, output.safe(str(value))) for name, value in facts.items() if value]
         output.pairs(shown, "  ")
+        print("\nengines")
+        output.pairs([_judged(v) for v in EngineSelector().rank(file.info)], "  ")
     _print_stored(_stored(file.name if file is not None else card.name))
     if len(routes) > 1:
         print("\nroutes")

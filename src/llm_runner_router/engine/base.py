@@ -38,11 +38,12 @@ Feature = Literal[
     "lora",
     "prompt_cache",
     "batch",
+    "one_process",
 ]
 """What an engine may do beside streaming an answer and stopping when its reader leaves, which all
 must. `json_schema` and `grammar`: answers held to one; `tools`: calls written and forced;
 `prompt_cache`: a prompt's common beginning is computed once; `batch`: several answers at a time in
-one computation."""
+one computation; `one_process`: a process that answers also embeds."""
 
 RUNNERS = "llm_runner_router.engine.runners"
 """The package of our own engines' child sides."""

@@ -20,7 +20,7 @@ NAME = "mock"
 EXTRA: str | None = None
 NEEDS: tuple[str, ...] = ()
 RUNNER = f"{RUNNERS}.mock"
-FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank"}
+FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank", "one_process"}
 BYTES = 64 * 1024 * 1024
 """What it counts for in the budget; the process takes about that."""
 CONTEXT = 4096

@@ -44,7 +44,7 @@ from .slots import CALM, HURRY, Prompts
 from .spare import Spare
 from .status import RunnerStatus as RunnerStatus
 from .status import rows
-from .worker import Worker
+from .worker import Report, Worker
 
 Event = Callable[[float], list[Effect]]
 
@@ -367,7 +367,7 @@ class Residency:
         if live.guesses:
             order = llamacpp.guessing(order)
         try:
-            address = await worker.load(order, self._settings.load_timeout)
+            report = await worker.load(order, self._settings.load_timeout)
         except LoadFailed:
             if not live.from_spare or worker.answered or live.stop.is_set():
                 raise
@@ -377,17 +377,17 @@ class Residency:
             worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
             if live.stop.is_set():
                 return
-            address = await worker.load(order, self._settings.load_timeout)
+            report = await worker.load(order, self._settings.load_timeout)
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
-        endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+        endpoint = _endpoint(report, key, known)
         if folder is not None and not await self._prompts.restore(live, endpoint):
             await worker.stop()
             worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
             if live.stop.is_set():
                 return
-            address = await worker.load(order, self._settings.load_timeout)
-            endpoint = Endpoint(f"{address}/v1", key, known.model.name)
+            report = await worker.load(order, self._settings.load_timeout)
+            endpoint = _endpoint(report, key, known)
         live.endpoint = endpoint
         live.since = self._clock()
         live.load_seconds = live.since - began
@@ -476,10 +476,14 @@ class Residency:
     # ------------------------------------------------------------ plans
 
     def _know(self, model: LocalModel, purpose: Purpose) -> Known:
-        key = key_of(model.name, purpose)
-        known = self._known.get(key)
-        if known is None or known.model != model:
+        known = self._known.get(key_of(model.name, purpose)) or self._known.get(
+            key_of(model.name, "chat")
+        )
+        if known is None or known.model != model or not _serves(known, purpose):
             engine = self._engines.get_best(model, purpose=purpose)
+            if "one_process" in engine.FEATURES:
+                purpose = "chat"
+            key = key_of(model.name, purpose)
             place = engine.place
             if engine.RUNNER == llamacpp.RUNNER:
                 place = partial(llamacpp.place, kv_type=self._settings.kv_type)
@@ -523,6 +527,8 @@ class Residency:
             live = self._live.get(view.current or 0)
             if live is None or live.plan is None or live.worker is None or view.coming:
                 continue
+            if live.known.engine.RUNNER != llamacpp.RUNNER:
+                continue  # the plans were measured with that engine; others load for seconds
             if live.known is not self._known[view.key]:  # until now there was no room for both
                 self._post(partial(self._scheduler.on_replan, view.key))
                 continue
@@ -547,7 +553,8 @@ class Residency:
         return await Worker.start(wait, runner, environ=self._environ)
 
     def _pids(self) -> list[int]:
-        return [live.worker.pid for live in self._live.values() if live.worker is not None]
+        workers = (live.worker for live in self._live.values())
+        return [pid for worker in workers if worker is not None for pid in worker.pids]
 
     def _spawn_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
@@ -572,6 +579,17 @@ def _groups(name: str, settings: Engine) -> tuple[Group, ...]:
         for title, group in settings.groups.items()
         if _is_named(name, group.models)
     )
+
+
+def _serves(known: Known, purpose: Purpose) -> bool:
+    """A process for `known` does what `purpose` asks for."""
+    return known.purpose == purpose or "one_process" in known.engine.FEATURES
+
+
+def _endpoint(report: Report, key: str, known: Known) -> Endpoint:
+    """Where a runner answers, as it reported; `key` is what it was told to ask for."""
+    name = report.model or known.model.name
+    return Endpoint(f"{report.address}/v1", report.api_key or key, name)
 
 
 def _is_named(name: str, pins: tuple[str, ...]) -> bool:

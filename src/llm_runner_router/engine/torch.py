@@ -24,7 +24,7 @@ NAME = "torch"
 EXTRA: str | None = "torch"
 NEEDS: tuple[str, ...] = ("torch", "transformers")
 RUNNER = f"{RUNNERS}.torch"
-FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank"}
+FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank", "one_process"}
 FORMATS = ("safetensors", "pytorch", "hf")
 PROCESS = 340 * 1024 * 1024
 """Bytes of an empty runner: interpreter, torch, transformers."""

@@ -52,6 +52,12 @@ class Report(Struct, frozen=True):
 
     event: str
     address: str = ""
+    model: str = ""
+    """The model's name there, if it is another than ours."""
+    api_key: str = ""
+    """The key it wants, if it is another than the order's."""
+    pid: int = 0
+    """A process that does the work in the child's place."""
     error: str = ""
     unknown: tuple[str, ...] = ()
 
@@ -66,6 +72,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self.wait: Wait = wait
+        self.pids: tuple[int, ...] = (process.pid,)
+        """Every process that works for it, its own first."""
         self.unknown: tuple[str, ...] = ()
         """Parameters this build of the engine does not have."""
         self.answered = False
@@ -124,8 +132,8 @@ class Worker:
         """Write the engine's log to `path` from now on; what was there goes."""
         self._log = path
 
-    async def load(self, order: Mapping[str, Any], timeout: float) -> str:
-        """Send the order and wait for the model to be served; gives the address.
+    async def load(self, order: Mapping[str, Any], timeout: float) -> Report:
+        """Send the order and wait for the model to be served; gives where.
 
         Raises:
             LoadFailed: it did not load, or not within `timeout` seconds; carries the engine's
@@ -141,7 +149,8 @@ class Worker:
                     self.answered = self.answered or report.event != "ready"
                     if report.event == "listening":
                         self.unknown = report.unknown
-                        return report.address
+                        self.pids = (self.pid, report.pid) if report.pid else (self.pid,)
+                        return report
                     if report.event == "failed":
                         await self.exited()
                         raise self._load_failed(report.error)
@@ -182,6 +191,8 @@ class Worker:
             for task in self._tasks:  # pipes that a grandchild kept open must not hold us
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            # asyncio closes its ends of the pipes only when the other ends are closed.
+            self._process._transport.close()  # type: ignore[attr-defined]  # has no public name
 
     def kill(self) -> None:
         """End the process at once, without waiting."""
@@ -198,11 +209,7 @@ class Worker:
 
     def memory(self) -> int:
         """Bytes of memory, shared pages counted in proportion where the system tells; 0 if gone."""
-        try:
-            full = psutil.Process(self.pid).memory_full_info()
-        except psutil.Error:
-            return 0
-        return int(getattr(full, "pss", 0) or full.rss)
+        return sum(_memory(pid) for pid in self.pids)
 
     def ending(self) -> str:
         """How the process ended, in words."""
@@ -281,3 +288,11 @@ class Worker:
         finally:
             self._reports.put_nowait(None)
             transport.close()
+
+
+def _memory(pid: int) -> int:
+    try:
+        full = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(full, "pss", 0) or full.rss)

@@ -95,12 +95,12 @@ class HttpServer:
         self.open: set[asyncio.Transport] = set()
         """Connections there are."""
 
-    async def listen(self) -> str:
-        """Listen on a free loopback port; gives the address."""
+    async def listen(self, port: int = 0) -> str:
+        """Listen on a loopback port, 0 for a free one; gives the address."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", port)
+        found = self._server.sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{found}"
 
     async def close(self) -> None:
         """Stop listening, and end what is being answered."""

@@ -85,9 +85,8 @@ class TorchModel:
 
         self._threads.use(many=True)
         tokens, mask = _padded(texts, self._device)
-        model = getattr(self._model, "model", self._model)
         with torch.inference_mode():
-            found = model(input_ids=tokens, attention_mask=mask)
+            found = self._model.base_model(input_ids=tokens, attention_mask=mask)
             vectors = pooled(found.last_hidden_state, mask, self._pooling).float()
             vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return np.asarray(vectors.cpu().numpy(), np.float32)
