@@ -45,7 +45,7 @@ def local() -> Iterator[Locally]:
 
 @pytest.fixture(scope="module")
 def model() -> LocalModel:
-    return model_at(FOLDER)
+    return model_at(FOLDER, engine="torch")
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +171,15 @@ def test_code_of_a_model_is_never_run(local: Locally, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_evil.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(LoadFailed, match="auto_map"):
-        local.ask(model_at(folder), chat("hello"))
+        local.ask(model_at(folder, engine="torch"), chat("hello"))
 
 
 def test_options_are_checked(local: Locally) -> None:
     with pytest.raises(LoadFailed, match="float8"):
-        local.ask(model_at(FOLDER, name="other", options={"dtype": "float8"}), chat("hello"))
+        local.ask(
+            model_at(FOLDER, name="other", engine="torch", options={"dtype": "float8"}),
+            chat("hello"),
+        )
 
 
 def test_what_it_runs() -> None:
