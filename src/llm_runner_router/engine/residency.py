@@ -527,11 +527,11 @@ class Residency:
             live = self._live.get(view.current or 0)
             if live is None or live.plan is None or live.worker is None or view.coming:
                 continue
-            if live.known.engine.RUNNER != llamacpp.RUNNER:
-                continue  # the plans were measured with that engine; others load for seconds
             if live.known is not self._known[view.key]:  # until now there was no room for both
                 self._post(partial(self._scheduler.on_replan, view.key))
                 continue
+            if live.known.engine.RUNNER != llamacpp.RUNNER:
+                continue  # the plans were measured with that engine; others load for seconds
             wanted = self._plan(live.known, live.worker.pid)
             other = live.endpoint is not None and live.guesses != self._guesses(live.known)
             if self._retune.observe(view.key, live.plan, wanted, now) or other:
