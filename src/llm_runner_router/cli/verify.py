@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llm_runner_router.errors import ModelFileError, UnknownModel
 from llm_runner_router.models.blobs import Checked, Store
+from llm_runner_router.models.deepcheck import Finding
 from llm_runner_router.models.found import Found
 from llm_runner_router.models.manifest import hash_file
 from llm_runner_router.units import format_size
@@ -26,16 +28,22 @@ class Verified(Struct, frozen=True):
     name: str
     files: tuple[Checked, ...] = ()
     problem: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong."""
-        return not self.problem and all(file.ok for file in self.files)
+        """Nothing is wrong; what is only odd may be meant."""
+        return (
+            not self.problem
+            and all(file.ok for file in self.files)
+            and all(finding.state != "bad" for finding in self.findings)
+        )
 
 
 @click.command("verify", cls=Verb)
 @click.argument("models", nargs=-1, metavar="[MODEL…]")
 @signed.options
+@click.option("--deep", is_flag=True, help="Look at tensors, numbers, tokenizer and template.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(
     models: tuple[str, ...],
@@ -43,6 +51,7 @@ def command(
     public_key: Path | None,
     identity: str,
     issuer: str,
+    deep: bool,
     as_json: bool,
 ) -> int:
     """Hash the files of MODELs again and compare, of all in the store without any.
@@ -50,12 +59,16 @@ def command(
     With --public-key or --identity, also see that exactly these files were signed by that key or
     person (OpenSSF model signing; the extra `signing`).
 
+    With --deep, MODEL may be any file or folder; tensors are compared with each other, all numbers
+    are looked at, and the tokenizer and the chat template are tried.
+
     Exit code 1 if one is damaged or missing.
     """
     store = opened()
     results = []
     asked = signed.Signature(signature, public_key, identity, issuer)
-    for found in verified(models or tuple(store.names()), store):
+    names = models or tuple(store.names())
+    for found in deeply(names, store) if deep else verified(names, store):
         result = _signed(found, asked, store)
         results.append(result)
         if not as_json:
@@ -102,6 +115,22 @@ def _signed(result: Verified, asked: signed.Signature, store: Store) -> Verified
     return result
 
 
+def deeply(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
+    """Each model, hashed where its digests are known, then looked at.
+
+    Raises:
+        RunnerError: there is no such model.
+    """
+    from .deep import deep
+    from .inspect import located
+
+    for model in models:
+        path = located(model)
+        known = stored_name(model, store) in store.names() or locate_other(model) is not None
+        hashed = next(verified((model,), store)) if known else Verified(model)
+        yield replace(hashed, findings=tuple(deep(path)))
+
+
 def _other(other: Found) -> Verified:
     """A model of another program, by the hash in its name."""
     if other.digest is None:
@@ -118,7 +147,10 @@ def _print(result: Verified) -> None:
         tail = f": {file.place} {file.problem}" if file.problem else ""
         print(f"{word}  {output.safe(result.name)}  {output.safe(file.path)}  ", end="")
         print(f"{format_size(file.size)}{output.safe(tail)}")
+    for finding in result.findings:
+        word = output.paint(finding.state, "ok" if finding.state == "ok" else "fail")
+        print(f"{word.ljust(4)} {finding.check.ljust(10)} {output.safe(finding.detail)}")
     if result.problem:
         print(f"{output.paint('damaged', 'fail')}  {output.safe(result.name)}: {result.problem}")
-    if not result.ok:
+    if result.problem or not all(file.ok for file in result.files):
         output.note("hint", f"`llmrr pull {result.name}` brings it again")

@@ -1,0 +1,95 @@
+"""What `llmrr verify --deep` looks at: structure, numbers, tokenizer, chat template.
+
+Knows: the order of the checks and how they are told. Does not know: how they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llm_runner_router.errors import RunnerError
+from llm_runner_router.models.deepcheck import Finding, structure
+from llm_runner_router.models.detect import detect
+
+if TYPE_CHECKING:
+    from llm_runner_router.tokens.base import Tokenizer
+
+TEXTS: Final = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n    return x ** 2  # 3.14159\n",
+    "Grüße, 日本語, 🎉 and\ttabs",
+)
+
+
+def deep(path: Path) -> Iterator[Finding]:
+    """Everything that can be found out about the model at `path` without an engine."""
+    try:
+        found = detect(path)
+        info = found.describe(path)
+    except RunnerError as exc:
+        yield Finding("header", "bad", exc.message)
+        return
+    yield Finding("header", "ok", f"{info.format}, {info.architecture}, {info.tensors} tensors")
+    if found.open_checkpoint is None:
+        yield Finding("weights", "odd", f"the format `{found.name}` gives none to look at")
+    else:
+        from llm_runner_router.convert.deepcheck import numbers
+
+        try:
+            with found.open_checkpoint(path) as opened:
+                yield from structure(info, opened.weights)
+                yield from numbers(opened)
+        except RunnerError as exc:
+            yield Finding("weights", "bad", exc.message)
+    yield from _words(path, info.vocabulary)
+
+
+def _words(path: Path, rows: int) -> Iterator[Finding]:
+    from llm_runner_router.tokens.load import load
+
+    folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
+    try:
+        tokenizer = load(folder)
+    except RunnerError as exc:
+        yield Finding("tokenizer", "odd", exc.message)
+        return
+    yield _round_trip(tokenizer, rows)
+    yield from _template(folder, tokenizer)
+
+
+def _round_trip(tokenizer: Tokenizer, rows: int) -> Finding:
+    """Text to ids and back. Small vocabularies lose letters; every id must have a row."""
+    lost = []
+    for text in TEXTS:
+        try:
+            ids = tokenizer.encode(text)
+            back = tokenizer.decode(ids)
+        except RunnerError as exc:
+            return Finding("tokenizer", "bad", exc.message)
+        if rows and ids and max(ids) >= rows:
+            return Finding("tokenizer", "bad", f"it gives the id {max(ids)}, of {rows} tokens")
+        if back.strip() != text.strip():
+            lost.append(f"{text[:30]!r} comes back as {back[:30]!r}")
+    if lost:
+        return Finding("tokenizer", "odd", "; ".join(lost))
+    return Finding("tokenizer", "ok", f"{tokenizer.kind}, {tokenizer.size} tokens, nothing is lost")
+
+
+def _template(folder: Path, tokenizer: Tokenizer) -> Iterator[Finding]:
+    from llm_runner_router.tokens.check import check_model
+    from llm_runner_router.tokens.templates import Renderer
+
+    with Renderer() as renderer:
+        try:
+            report = check_model(folder, tokenizer, renderer=renderer)
+        except RunnerError as exc:
+            yield Finding("template", "bad", exc.message)
+            return
+    if report.ok:
+        family = f"as {report.family}" if report.family else "one of its own"
+        yield Finding("template", "ok", "; ".join((family, *report.notes)))
+        return
+    better = f"; better: {report.why}" if report.repaired and report.why else ""
+    yield Finding("template", "odd", "; ".join(report.problems) + better)
