@@ -20,7 +20,7 @@ from msgspec import Raw
 from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.engine import mistralrs
 from llm_runner_router.engine.devices import Machine
-from llm_runner_router.errors import ContextTooLong, LoadFailed, Unsupported
+from llm_runner_router.errors import BadRequest, ContextTooLong, LoadFailed, Unsupported
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.models.resolve import ZOO
 from llm_runner_router.types import Message, Request, ResponseFormat, Sampling, Tool
@@ -192,6 +192,54 @@ def test_what_it_cannot_do_is_said(local: Locally, model: LocalModel) -> None:
             local.ask(model, request)
         assert caught.value.param == param
     assert local.ask(model, tokens).choices[0].finish, "a seed does not matter without chance"
+
+
+def adapted(folder: Path) -> tuple[Path, Path]:
+    """A LoRA adapter, and the model with it put into the weights."""
+    np = pytest.importorskip("numpy")
+    files = pytest.importorskip("safetensors.numpy")
+    merged, adapter = folder / "merged", folder / "adapter"
+    shutil.copytree(SOURCE, merged)
+    adapter.mkdir()
+    random = np.random.default_rng(0)
+    weights = files.load_file(SOURCE / "model.safetensors")
+    parts: dict[str, Any] = {}
+    for name in [n for n in weights if n.endswith(("q_proj.weight", "v_proj.weight"))]:
+        whole = weights[name].astype(np.float32)
+        down = random.normal(size=(4, whole.shape[1])).astype(np.float32) * 0.1
+        up = random.normal(size=(whole.shape[0], 4)).astype(np.float32) * 0.1
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        parts |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+        weights[name] = whole + 8 / 4 * (up @ down)
+    as_f32 = {name: value.astype(np.float32) for name, value in weights.items()}
+    files.save_file(as_f32, merged / "model.safetensors", metadata={"format": "pt"})
+    files.save_file(parts, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
+                "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"], "bias": "none",
+                "fan_in_fan_out": False, "base_model_name_or_path": "base"}  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    return adapter, merged
+
+
+def test_an_adapter_for_one_request(local: Locally, model: LocalModel, tmp_path: Path) -> None:
+    """It answers as if the adapter were in the weights; the next one as if there were none."""
+    adapter, merged = adapted(tmp_path)
+    with_lora = msgspec.structs.replace(
+        model, name="with-lora", options={"adapters": {"sea": str(adapter)}}
+    )
+    request = chat("Tell me about the sea.")
+
+    def taking(lora: str) -> Request:
+        return msgspec.structs.replace(request, extra={"lora": Raw(lora.encode())})
+
+    plain, other = local.ask(model, request).text, local.ask(model_at(merged), request).text
+    assert plain != other
+    assert local.ask(with_lora, taking('[{"id":"sea"}]')).text == other
+    assert local.ask(with_lora, request).text == plain
+    for wrong in ('[{"id":"lake"}]', '[{"id":"sea","scale":0.5}]'):
+        with pytest.raises(BadRequest, match="LoRA adapter") as caught:
+            local.ask(with_lora, taking(wrong))
+        assert caught.value.param == "lora"
 
 
 def test_many_at_a_time_answer_as_one_alone(local: Locally, model: LocalModel) -> None:

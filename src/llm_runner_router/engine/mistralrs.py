@@ -7,7 +7,7 @@ Knows: which models it reads, what they cost in memory, and what it cannot do (m
                      tags out of the text, and its own grammar for tools is not the model's
     token prompts    it takes text only
     embeddings       of two architectures only, which `torch` runs better
-    LoRA             not connected here
+    LoRA             one adapter per request, with a scale of 1
 
 Does not know: the library, which `runners/mistralrs.py` imports in the child.
 """
@@ -33,7 +33,7 @@ EXTRA: str | None = "mistralrs"
 NEEDS: tuple[str, ...] = ("mistralrs",)
 RUNNER = f"{RUNNERS}.mistralrs"
 FEATURES: frozenset[Feature] = frozenset(
-    ("stop", "penalties", "logprobs", "json_schema", "grammar", "prompt_cache", "batch")
+    ("stop", "penalties", "logprobs", "json_schema", "grammar", "lora", "prompt_cache", "batch")
 )
 PLAIN = frozenset(
     ("mistral", "gemma", "mixtral", "llama", "phi", "phi3", "qwen2", "gemma2", "starcoder2",

@@ -61,7 +61,8 @@ class TextVocabulary(HubVocabulary):
 
 
 class MistralModel:
-    """See `session.Loaded`. Options: `dtype`, and `isq`, a quantisation such as `q4k` or `q8_0`.
+    """See `session.Loaded`. Options: `dtype`; `isq`, a quantisation such as `q4k` or `q8_0`;
+    `adapters`, LoRA adapters by name.
 
     Args:
         order: names a Hugging Face folder or a GGUF file.
@@ -86,15 +87,11 @@ class MistralModel:
         self.variables: dict[str, Any] = {} if is_file else hub.variables(path)
         self.template = order.options.get("template") if is_file else hub.template(path)
         self.vocabulary = TextVocabulary(path)
+        self.adapters = _adapters(order.options.get("adapters"))
         with TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "identity.jinja").write_text(IDENTITY)
-            if is_file:
-                which = library.Which.GGUF(
-                    quantized_model_id=str(path.parent), quantized_filename=path.name, dtype=kind
-                )
-            else:
-                which = library.Which.Plain(model_id=str(understood(path, folder)), dtype=kind)
+            which = self._which(path, folder, kind)
             self._runner: Any = library.Runner(
                 which=which,
                 max_seqs=order.slots,
@@ -103,6 +100,21 @@ class MistralModel:
                 jinja_explicit=str(folder / "identity.jinja"),
                 in_situ_quant=order.options.get("isq"),
             )
+
+    def _which(self, path: Path, scratch: Path, dtype: Any) -> Any:
+        """What to load, in the engine's words."""
+        kinds = self.library.Which
+        loras = [self.library.LoraAdapter(name, at) for name, at in self.adapters.items()]
+        with_loras = {"adapters": loras} if loras else {}
+        if not path.is_dir():
+            return kinds.GGUF(
+                quantized_model_id=str(path.parent),
+                quantized_filename=path.name,
+                dtype=dtype,
+                **with_loras,
+            )
+        kind = kinds.Lora if loras else kinds.Plain
+        return kind(model_id=str(understood(path, scratch)), dtype=dtype, **with_loras)
 
     def stream(self, text: str, **wanted: Any) -> Any:
         """The chunks of an answer to `text` as it stands.
@@ -145,6 +157,22 @@ class MistralModel:
         raise Refusal("this model does not rerank", type="unsupported_parameter")
 
 
+def _adapters(given: Any) -> dict[str, str]:
+    """The option `adapters`: names and folders.
+
+    Raises:
+        Refusal: it is something else, or a folder has no adapter.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise Refusal("the option `adapters` maps names to folders with `adapter_config.json`")
+    for name, path in given.items():
+        if not (Path(str(path)).expanduser() / "adapter_config.json").is_file():
+            raise Refusal(f"`{path}` of the adapter {name!r} has no `adapter_config.json`")
+    return {str(name): str(Path(str(path)).expanduser()) for name, path in given.items()}
+
+
 def understood(path: Path, scratch: Path) -> Path:
     """The folder itself, or one of links in `scratch` with a configuration the engine can read.
 
@@ -183,8 +211,7 @@ class MistralApi(Api):
     ) -> AsyncIterator[Running]:
         if len(tokens) >= self._order.context:
             raise too_long(len(tokens), self._order.context)
-        if asked.adapters:
-            raise unsupported("this engine has no LoRA adapters", "lora")
+        self._check_adapters(asked.adapters)
         if not isinstance(tokens, Prompt):
             raise unsupported("mistralrs takes a prompt as text, not as tokens", "prompt")
         run = MistralRun(self._model, asked, tokens, self._order.context)
@@ -192,6 +219,17 @@ class MistralApi(Api):
             yield run
         finally:
             run.close()
+
+    def _check_adapters(self, wanted: tuple[tuple[str | int, float], ...]) -> None:
+        """Raise `Refusal` for what cannot be had."""
+        if len(wanted) > 1 or any(scale != 1.0 for _, scale in wanted):
+            raise unsupported("mistralrs takes one LoRA adapter, with a scale of 1", "lora")
+        for name, _ in wanted:
+            if name not in self._model.adapters:
+                known = ", ".join(self._model.adapters) or "none"
+                raise Refusal(
+                    f"there is no LoRA adapter {name!r}; there are: {known}", param="lora"
+                )
 
 
 def _threads(order: Order) -> Any:
@@ -269,6 +307,8 @@ class MistralRun:
         if asked.alternatives is not None or asked.prompt is not None:
             # The engine gives at least one.
             wanted |= {"logprobs": True, "top_logprobs": max(1, asked.alternatives or 0)}
+        if asked.adapters:
+            wanted["adapter"] = asked.adapters[0][0]
         if asked.grammar is not None:
             wanted |= {"grammar": asked.grammar, "grammar_type": "lark"}
         return wanted
