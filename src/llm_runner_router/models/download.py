@@ -338,6 +338,7 @@ class _Hashing:
 
     def _step(self, at: int, end: int) -> int:
         hashers = list(self._hashers.values())
+        first = at
         while at < end:
             view = self._buffer[: min(MIB, end - at)]
             count = os.preadv(self._partial.handle, [view], at)
@@ -346,6 +347,7 @@ class _Hashing:
             for hasher in hashers:
                 hasher.update(view[:count])
             at += count
+        self._partial.settle(first, end)
         return end
 
 

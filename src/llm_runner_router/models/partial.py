@@ -13,10 +13,13 @@ out, and where the source gives none the journal of an earlier boot is not belie
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import msgspec
 from msgspec import Struct
@@ -133,6 +136,14 @@ class Partial:
             part.at += count
         self._note(index)
 
+    def settle(self, start: int, end: int) -> None:
+        """Ask the system to begin writing a range to the disk, so that `seal` waits for little.
+
+        Without it a download of 500 MB ended in a second of `fsync` while nothing else happened.
+        """
+        if _sync_range is not None:
+            _sync_range(self._handle, start, end - start, _WRITE)
+
     def end(self, index: int) -> None:
         """The source says that part `index` ends here; only for a size nobody knew."""
         self.parts[index].end = self.parts[index].at
@@ -219,6 +230,23 @@ class Partial:
 
     def _note(self, index: int) -> None:
         os.pwrite(self._log, struct.pack("<q", self.parts[index].at), HEAD + 8 * index)
+
+
+def _find_sync_range() -> Callable[[int, int, int, int], int] | None:
+    """Linux's `sync_file_range(2)`, which Python does not offer; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE: begin, and wait for nothing
+_sync_range = _find_sync_range()
 
 
 def _boot() -> int:
