@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,12 @@ from llm_runner_router.models.checkpoint import Weight
 from .arrays import Array
 
 Make = Callable[..., Array]
+MOST: Final = (1 << 31) - 1
+"""The largest count in a configuration; GGUF keeps most of them in 32 bits."""
+MAX_LAYERS: Final = 4096
+MAX_EXPERTS: Final = 65_536
+MAX_HEADS: Final = 65_536
+MAX_HEAD: Final = 1 << 20
 Fields = dict[str, Any]
 """GGUF fields without the architecture's name in front; None means that it is not written."""
 
@@ -69,8 +76,8 @@ class Config:
                 return self.raw[name]
         return default
 
-    def count(self, *names: str, default: int | None = None) -> int:
-        """A whole number of at least 0 under the first of `names` that is there.
+    def count(self, *names: str, default: int | None = None, most: int = MOST) -> int:
+        """A whole number from 0 to `most` under the first of `names` that is there.
 
         Raises:
             ModelFileError: it is not there and has no default, or is something else.
@@ -78,8 +85,8 @@ class Config:
         value = self.get(*names, default=default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise _bad(names[0], value, "a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise _bad(names[0], value, f"a whole number from 0 to {most}")
         return value
 
     def real(self, *names: str, default: float | None = None) -> float:
@@ -96,7 +103,7 @@ class Config:
     @property
     def layers(self) -> int:
         """Blocks of the model."""
-        return self.count("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        return self.count("num_hidden_layers", "n_layer", "num_layers", "n_layers", most=MAX_LAYERS)
 
     @property
     def width(self) -> int:
@@ -106,22 +113,24 @@ class Config:
     @property
     def heads(self) -> int:
         """Heads of the queries."""
-        return max(1, self.count("num_attention_heads", "n_head", "n_heads"))
+        return max(1, self.count("num_attention_heads", "n_head", "n_heads", most=MAX_HEADS))
 
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return self.count("num_key_value_heads", "n_kv_heads", default=self.heads)
+        return self.count("num_key_value_heads", "n_kv_heads", default=self.heads, most=MAX_HEADS)
 
     @property
     def head(self) -> int:
         """Length of a head."""
-        return self.count("head_dim", default=self.width // self.heads)
+        return self.count("head_dim", default=self.width // self.heads, most=MAX_HEAD)
 
     @property
     def experts(self) -> int:
         """Experts of a layer; zero for a dense model."""
-        return self.count("num_local_experts", "num_experts", "n_routed_experts", default=0)
+        return self.count(
+            "num_local_experts", "num_experts", "n_routed_experts", default=0, most=MAX_EXPERTS
+        )
 
     @property
     def rope(self) -> dict[str, Any]:
@@ -442,6 +451,22 @@ def mixture(config: Config) -> Fields:
 def partial_rotary(config: Config, default: float) -> int:
     """Elements of a head that are rotated, where only a part is."""
     return int(float(config.rope.get("partial_rotary_factor", default)) * config.head)
+
+
+@contextmanager
+def sensible(what: str) -> Iterator[None]:
+    """The border behind which settings are trusted to be of the type they should be.
+
+    Raises:
+        ModelFileError: something inside could not work with them; names the file `what`.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise ModelFileError(
+            f"`{what}` says something that cannot be: {type(exc).__name__}: {exc}",
+            hint="compare the file with that of a model of the same class",
+        ) from exc
 
 
 def _float(value: Any) -> float | None:

@@ -55,7 +55,7 @@ def from_pytorch(source: Path, target: Path, options: Options, tick: Tick) -> No
 
 
 def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick) -> None:
-    from . import hf_tensors
+    from . import family, hf_tensors
     from .gguf_write import GGUFWriter
 
     folder = source if source.is_dir() else source.parent
@@ -69,8 +69,9 @@ def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick
                 hint="convert to f16, then `llmrr quantize`",
             )
         with GGUFWriter(target, plan.family.name) as writer:
-            for key, value, field in _fields(plan, checkpoint, folder, wanted):
-                writer.field(key, value, field)
+            with family.sensible("config.json"):  # what GGUF cannot hold is told here too
+                for key, value, field in _fields(plan, checkpoint, folder, wanted):
+                    writer.field(key, value, field)
             _write(writer, plan, checkpoint, wanted, tick)
             writer.finish()
 
@@ -93,7 +94,7 @@ def _opened(kind: str, source: Path) -> Checkpoint:
 def _fields(
     plan: Plan, checkpoint: Checkpoint, folder: Path, wanted: str
 ) -> Iterator[tuple[str, Any, Any]]:
-    from . import templates, vocabulary
+    from . import hf_tensors, templates, vocabulary
 
     info, family = checkpoint.info, plan.family
     yield "general.type", "model", None
@@ -102,7 +103,7 @@ def _fields(
         yield "general.license", info.license, None
     yield "general.file_type", FILE_TYPES[wanted], "U32"
     yield "general.quantization_version", 2, "U32"
-    settings = family.fields(plan.config)
+    settings = hf_tensors.fields(plan)
     settings["vocab_size"] = plan.rows
     if family.pooling and (pooling := _pooling(folder, family.name)):
         settings["pooling_type"] = pooling
@@ -132,8 +133,10 @@ def _pooling(folder: Path, architecture: str) -> int:
         raise ModelFileError(f"`{path}` cannot be read: {exc}") from exc
     for module in modules:
         if str(module.get("type", "")).endswith("Pooling"):
-            place = folder / str(module.get("path", "")).replace("..", "") / "config.json"
-            said = read_json(place)
+            place = (folder / str(module.get("path", ""))).resolve()
+            if not place.is_relative_to(folder.resolve()):
+                raise ModelFileError(f"`{path}` names a place outside its folder: `{place}`")
+            said = read_json(place / "config.json")
             for name, number in POOLINGS.items():
                 key = {"mean": "mean_tokens", "cls": "cls_token"}.get(name, name)
                 if said.get(f"pooling_mode_{key}") or said.get("pooling_mode") == name:
@@ -154,9 +157,10 @@ def type_of(name: str, shape: tuple[int, ...], wanted: str) -> str:
 
 
 def _write(writer: GGUFWriter, plan: Plan, checkpoint: Checkpoint, wanted: str, tick: Tick) -> None:
+    from . import hf_tensors
     from .arrays import size
 
-    extra = [(name, values) for name, values in plan.family.extra(plan.config)]
+    extra = hf_tensors.extra(plan)
     for name, values in extra:
         writer.tensor(name, "F32", (len(values),))
     types = {out.name: out.type or type_of(out.name, out.shape, wanted) for out in plan.outs}

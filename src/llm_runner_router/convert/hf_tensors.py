@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
@@ -16,7 +17,7 @@ from llm_runner_router.errors import ModelFileError, Unsupported
 from llm_runner_router.models.checkpoint import Weight
 from llm_runner_router.plugins import load, names
 
-from .family import Config, Context, Family, Out, Rows
+from .family import Config, Context, Family, Out, Rows, sensible
 
 FAMILIES: Final = "convert.architectures"
 _PREFIXES: Final = (
@@ -46,6 +47,7 @@ class Plan(Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
+@cache
 def families() -> dict[str, Family]:
     """Every family by the names of its classes."""
     return {
@@ -54,6 +56,26 @@ def families() -> dict[str, Family]:
         for family in load(FAMILIES, module).FAMILIES
         for name in family.classes
     }
+
+
+def fields(found: Plan) -> dict[str, object]:
+    """The family's GGUF fields for this model, without the architecture in front.
+
+    Raises:
+        Unsupported, ModelFileError: as `plan`.
+    """
+    with sensible("config.json"):
+        return found.family.fields(found.config)
+
+
+def extra(found: Plan) -> list[tuple[str, list[float]]]:
+    """Tensors that are computed from the settings: name and values.
+
+    Raises:
+        Unsupported, ModelFileError: as `plan`.
+    """
+    with sensible("config.json"):
+        return list(found.family.extra(found.config))
 
 
 def plan(raw: Mapping[str, object], weights: Mapping[str, Weight]) -> Plan:
@@ -65,9 +87,13 @@ def plan(raw: Mapping[str, object], weights: Mapping[str, Weight]) -> Plan:
 
     Raises:
         Unsupported: an architecture, setting or tensor that has no place in GGUF; names it.
-        ModelFileError: a tensor or setting is missing; names it.
+        ModelFileError: a tensor or setting is missing or makes no sense; names it.
     """
-    config = Config(raw)
+    with sensible("config.json"):
+        return _plan(Config(raw), weights)
+
+
+def _plan(config: Config, weights: Mapping[str, Weight]) -> Plan:
     family = _family(config)
     _check_plain(config)
     family.check(config)

@@ -94,6 +94,17 @@ def read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
         ModelFileError: no tokenizer, or one that does not fit the weights; names the file.
         Unsupported: llama.cpp has nothing like it.
     """
+    try:
+        return _read(folder, rows, config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise ModelFileError(
+            f"the tokenizer in `{folder}` says something that cannot be:"
+            f" {type(exc).__name__}: {exc}",
+            hint="download `tokenizer.json` again",
+        ) from exc
+
+
+def _read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
     settings = read_json(folder / "special_tokens_map.json")
     settings |= read_json(folder / "tokenizer_config.json")
     files = _Files(
