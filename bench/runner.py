@@ -79,7 +79,7 @@ def _swap(model: Model, rounds: int) -> list[Row]:
     """Time to the first token of a long prompt, with the model unloaded for another in between."""
     times: dict[bool, list[float]] = {True: [], False: []}
     restored = 0
-    words = "one word and then " * (LONG // 4)
+    words = "one word and then " * (LONG // 6)
     for kept in (True, False):
         with _swapping(model, kept) as gateway, proc.Loader() as loader:
             for i in range(rounds + 1):
