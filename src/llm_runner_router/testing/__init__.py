@@ -9,6 +9,7 @@ tests it with these.
 
 from .checks import SITUATIONS, MakeTarget, check_embedder, check_situation, check_target
 from .codecs import check_surface
+from .engines import check_engine
 from .fakes import (
     FakeClock,
     FakeEmbedder,
@@ -38,6 +39,7 @@ __all__ = [
     "a_call",
     "a_request",
     "check_embedder",
+    "check_engine",
     "check_format",
     "check_situation",
     "check_source",

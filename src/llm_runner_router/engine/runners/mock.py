@@ -30,6 +30,11 @@ from .vocabulary import wrapped
 END, ANSWER = 256, 257
 """Tokens after the bytes: the end of an answer, and the beginning of one."""
 SIZE = 258
+LIKELY = 8.0
+"""Logit of the right byte."""
+NEXT = 2.97
+"""How much less another one has: e^-2.97 is 5.1 %, which the default `top_p` of 0.95 leaves out and
+the default `min_p` of 0.05 lets in. So a draw differs only for those who ask with `top_p: 1`."""
 WIDTH = 16
 """Length of an embedding."""
 TEMPLATE = (
@@ -108,7 +113,7 @@ class MockModel:
 
 
 class MockSession:
-    """See `session.Session`: the next byte of the answer is likely, every other is not."""
+    """See `session.Session`: the next byte of the answer is likely, one other less so."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
@@ -124,7 +129,10 @@ class MockSession:
         self._act(drawn)
         answer = self._answer(self._tokens[: start - 1])
         logits = np.full(SIZE, -8.0, np.float32)
-        logits[answer[drawn] if drawn < len(answer) else END] = 8.0
+        said = answer[drawn] if drawn < len(answer) else END
+        if said < END:
+            logits[said ^ 1] = LIKELY - NEXT
+        logits[said] = LIKELY
         return logits
 
     def _answer(self, prompt: list[int]) -> bytes:
