@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llm_runner_router.convert import base, hf_onnx, onnx_shape, onnx_weights
+from llm_runner_router.convert import base, hf_onnx, onnx_encoder, onnx_shape, onnx_weights
 from llm_runner_router.convert import run as job
 from llm_runner_router.convert.base import Options
 from llm_runner_router.errors import ModelFileError, Unsupported
@@ -217,6 +217,58 @@ def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
     source = changed(tmp_path, num_hidden_layers=5)
     with pytest.raises(ModelFileError, match=r"model\.layers\.4\.self_attn\.q_proj\.weight"):
         hf_onnx.decoder(source, tmp_path / "onnx", Options("f32"), tick)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "tensor"),
+    [
+        ("num_attention_heads", 8, "q_proj"),
+        ("num_key_value_heads", 4, "k_proj"),
+        ("intermediate_size", 400, "gate_proj"),
+        ("hidden_size", 64, "embed_tokens"),
+    ],
+)
+def test_a_tensor_of_another_shape(field: str, value: int, tensor: str, tmp_path: Path) -> None:
+    source = changed(tmp_path, **{field: value})
+    with pytest.raises(ModelFileError, match=rf"{tensor}.*config\.json"):
+        hf_onnx.decoder(source, tmp_path / "onnx", Options("f32"), tick)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architectures", 5),
+        ("head_dim", "wide"),
+        ("rope_theta", [1]),
+        ("rope_scaling", "linear"),
+        ("rms_norm_eps", {"a": 1}),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2}),
+    ],
+)
+def test_a_field_of_a_wrong_kind(field: str, value: object) -> None:
+    config = json.loads((ZOO / "tiny-chat" / "config.json").read_text()) | {field: value}
+    with pytest.raises((ModelFileError, Unsupported)) as caught:
+        onnx_shape.read(config)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_attention_heads", 7), ("layer_norm_eps", "small"), ("hidden_size", None)],
+)
+def test_an_encoders_field_of_a_wrong_kind(field: str, value: object) -> None:
+    plain = {"architectures": ["BertModel"], "num_attention_heads": 4, "num_hidden_layers": 3}
+    config: dict[str, object] = {**plain, "hidden_size": 64}
+    assert onnx_encoder.read(config).width == 64
+    with pytest.raises((ModelFileError, Unsupported), match=r"config\.json") as caught:
+        onnx_encoder.read(config | {field: value})
+    assert caught.value.hint
+
+
+def test_a_context_without_end_is_cut() -> None:
+    config = json.loads((ZOO / "tiny-chat" / "config.json").read_text())
+    config["max_position_embeddings"] = 10_000_000
+    assert onnx_shape.read(config).context == onnx_shape.MAX_CONTEXT
 
 
 def test_an_unknown_type(tmp_path: Path) -> None:

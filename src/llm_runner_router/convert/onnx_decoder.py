@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_runner_router.errors import Unsupported
+from llm_runner_router.errors import ModelFileError, Unsupported
 
 from .onnx_graph import ORT, Graph
 from .onnx_shape import DecoderShape, Layer, Rope
@@ -69,7 +69,7 @@ class _Decoder:
 
     def _embed(self, ids: str) -> str:
         g = self.g
-        rows = [whole(g.checkpoint, "model.embed_tokens.weight")]
+        rows = [self._rows("model.embed_tokens.weight", (0, self.shape.width))]
         if not g.type.startswith("q"):
             return g.node("Gather", [g.matrix(self._table, rows), ids], "embed")
         codes, scales = g.coded(self._table, rows, HEAD_BITS)
@@ -98,7 +98,7 @@ class _Decoder:
         g, shape = self.g, self.shape
         last = g.node("Slice", [hidden, g.ints(-1), g.ints((1 << 63) - 1), g.ints(1)], "last")
         source = "model.embed_tokens.weight" if self._tied else "lm_head.weight"
-        rows = whole(g.checkpoint, source)
+        rows = self._rows(source, (0, shape.width))
         bits = HEAD_BITS if g.type.startswith("q") else None
         logits = g.linear(last, "lm_head", [rows], bits=bits)
         logits = self._scaled(logits, 1 / shape.logits_scale, "lm_head.scaled")
@@ -192,12 +192,16 @@ class _Decoder:
             do_rotary=1 if layer.rope else 0,
             rotary_interleaved=0,
         )
+        self._rows(f"{at}.o_proj.weight", (shape.width, shape.heads * shape.head))
         return self._linear(attended, f"layers.{i}.o_proj", [f"{at}.o_proj"])
 
     def _projected(self, i: int, at: str, x: str) -> tuple[str, str, str]:
         """Queries, keys and values; in one tensor where nothing is done to them."""
         if f"{at}.qkv_proj.weight" in self.names:
+            self._rows(f"{at}.qkv_proj.weight", (sum(self._widths), self.shape.width))
             return self._linear(x, f"layers.{i}.qkv_proj", [f"{at}.qkv_proj"]), "", ""
+        for kind, count in zip("qkv", self._widths, strict=True):
+            self._rows(f"{at}.{kind}_proj.weight", (count, self.shape.width))
         sources = [f"{at}.{kind}_proj" for kind in "qkv"]
         if f"{at}.q_norm.weight" not in self.names:
             return self._linear(x, f"layers.{i}.qkv_proj", sources), "", ""
@@ -248,17 +252,42 @@ class _Decoder:
     def _feed_forward(self, i: int, x: str) -> str:
         g, at = self.g, f"model.layers.{i}.mlp"
         if f"{at}.gate_up_proj.weight" in self.names:  # Phi 3: both in one
-            both = whole(g.checkpoint, f"{at}.gate_up_proj.weight")
+            both = self._rows(f"{at}.gate_up_proj.weight", (2 * self.shape.inner, self.shape.width))
             half = both.count // 2
             halves = [Rows(both.name, first, half, both.width) for first in (0, half)]
             gate = g.linear(x, f"layers.{i}.gate_proj", [halves[0]])
             up = g.linear(x, f"layers.{i}.up_proj", [halves[1]])
         else:
+            for kind in ("gate", "up"):
+                self._rows(f"{at}.{kind}_proj.weight", (self.shape.inner, self.shape.width))
             gate = self._linear(x, f"layers.{i}.gate_proj", [f"{at}.gate_proj"])
             up = self._linear(x, f"layers.{i}.up_proj", [f"{at}.up_proj"])
         active = self._activated(gate, f"layers.{i}.act")
         inner = g.node("Mul", [active, up], f"layers.{i}.inner")
+        self._rows(f"{at}.down_proj.weight", (self.shape.width, self.shape.inner))
         return self._linear(inner, f"layers.{i}.down_proj", [f"{at}.down_proj"])
+
+    @property
+    def _widths(self) -> tuple[int, int, int]:
+        """Rows of the projections to queries, keys and values."""
+        keys = self.shape.kv_heads * self.shape.head
+        return self.shape.heads * self.shape.head, keys, keys
+
+    def _rows(self, name: str, shape: tuple[int, int]) -> Rows:
+        """A matrix, of this shape; a count of zero is any.
+
+        Raises:
+            ModelFileError: it is absent, or the configuration speaks of another shape.
+        """
+        found = whole(self.g.checkpoint, name)
+        if (shape[0] or found.count, shape[1]) != (found.count, found.width):
+            raise ModelFileError(
+                f"tensor `{name}` of {self.g.checkpoint.path} has shape"
+                f" [{found.count}, {found.width}], config.json says [{shape[0] or 'any'},"
+                f" {shape[1]}]",
+                hint="the files are not of one model, or one is damaged",
+            )
+        return found
 
     def _activated(self, x: str, name: str) -> str:
         g, kind = self.g, self.shape.activation

@@ -18,6 +18,7 @@ from msgspec import Struct
 from llm_runner_router.errors import Unsupported
 
 from .onnx_graph import Graph
+from .onnx_shape import WRONG, count_of, wrong_kind
 from .onnx_weights import whole
 
 BERT: Final = ("BertModel", "BertForSequenceClassification", "BertForMaskedLM")
@@ -52,7 +53,15 @@ def read(config: Mapping[str, Any]) -> EncoderShape:
 
     Raises:
         Unsupported: an architecture or a feature that is not converted; names the field.
+        ModelFileError: a field is of a wrong kind.
     """
+    try:
+        return _read(config)
+    except WRONG as exc:
+        raise wrong_kind(exc) from exc
+
+
+def _read(config: Mapping[str, Any]) -> EncoderShape:
     architecture = str((config.get("architectures") or ["?"])[0])
     if architecture not in ENCODERS:
         raise Unsupported(
@@ -74,12 +83,15 @@ def read(config: Mapping[str, Any]) -> EncoderShape:
             param="hidden_act",
             hint=f"these are: {', '.join(activations)}",
         )
+    width, heads = count_of(config, "hidden_size"), count_of(config, "num_attention_heads")
+    if width % heads:
+        raise ValueError(f"`hidden_size` is {width}, which {heads} heads do not divide")
     padding = int(config.get("pad_token_id") or 0)
     return EncoderShape(
         architecture=architecture,
-        width=int(config.get("hidden_size") or 0),
-        heads=int(config.get("num_attention_heads") or 0) or 1,
-        layers=int(config.get("num_hidden_layers") or 0),
+        width=width,
+        heads=heads,
+        layers=count_of(config, "num_hidden_layers"),
         eps=float(config.get("layer_norm_eps") or 1e-12),
         activation=activations[activation],
         first_position=padding + 1 if architecture in ROBERTA else 0,

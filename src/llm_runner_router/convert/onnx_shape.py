@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from llm_runner_router.errors import Unsupported
+from llm_runner_router.errors import ModelFileError, Unsupported
 
 
 class Family(Struct, frozen=True):
@@ -91,12 +91,34 @@ class DecoderShape(Struct, frozen=True):
     tied: bool = False
 
 
+WRONG: Final = (TypeError, ValueError, AttributeError, ArithmeticError, IndexError)
+"""What reading a field of a wrong kind raises."""
+MAX_CONTEXT: Final = 1 << 17
+"""Positions that a graph is written for, at most: each costs a row in the tables of sines."""
+
+
 def read(config: Mapping[str, Any]) -> DecoderShape:
     """The shape that a `config.json` describes.
 
     Raises:
         Unsupported: an architecture or a feature that is not converted; names the field.
+        ModelFileError: a field is of a wrong kind.
     """
+    try:
+        return _read(config)
+    except WRONG as exc:
+        raise wrong_kind(exc) from exc
+
+
+def wrong_kind(exc: Exception) -> ModelFileError:
+    """The error for a configuration whose fields are not what they should be."""
+    return ModelFileError(
+        f"config.json has a field of a wrong kind: {exc}",
+        hint="compare it with the original; the download may be damaged",
+    )
+
+
+def _read(config: Mapping[str, Any]) -> DecoderShape:
     architecture = str((config.get("architectures") or ["?"])[0])
     family = FAMILIES.get(architecture)
     if family is None:
@@ -105,8 +127,8 @@ def read(config: Mapping[str, Any]) -> DecoderShape:
             param="architectures",
             hint=f"these are: {', '.join(sorted(FAMILIES))}",
         )
-    width = _count(config, "hidden_size")
-    heads = _count(config, "num_attention_heads")
+    width = count_of(config, "hidden_size")
+    heads = count_of(config, "num_attention_heads")
     head = int(config.get("head_dim") or 0) or width // heads
     scalar = config.get("query_pre_attn_scalar")
     scale = config.get("attention_multiplier") or float(scalar or head) ** -0.5
@@ -117,9 +139,9 @@ def read(config: Mapping[str, Any]) -> DecoderShape:
         heads=heads,
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head=head,
-        inner=_count(config, "intermediate_size"),
-        vocabulary=_count(config, "vocab_size"),
-        context=_count(config, "max_position_embeddings"),
+        inner=count_of(config, "intermediate_size"),
+        vocabulary=count_of(config, "vocab_size"),
+        context=min(MAX_CONTEXT, count_of(config, "max_position_embeddings")),
         eps=float(config.get("rms_norm_eps") or 1e-6),
         activation=_activation(config, family),
         layers=_layers(config, family),
@@ -136,7 +158,12 @@ def read(config: Mapping[str, Any]) -> DecoderShape:
     )
 
 
-def _count(config: Mapping[str, Any], name: str) -> int:
+def count_of(config: Mapping[str, Any], name: str) -> int:
+    """A field that is a number of things.
+
+    Raises:
+        Unsupported: it is not; names the field.
+    """
     value = config.get(name)
     if not isinstance(value, int) or not 0 < value < 1 << 31:
         raise Unsupported(
@@ -172,7 +199,7 @@ def _activation(config: Mapping[str, Any], family: Family) -> str:
 
 
 def _layers(config: Mapping[str, Any], family: Family) -> tuple[Layer, ...]:
-    count = _count(config, "num_hidden_layers")
+    count = count_of(config, "num_hidden_layers")
     if count > 1000:
         raise Unsupported(
             f"`num_hidden_layers` of config.json is {count}, more than any model has",
