@@ -1,7 +1,8 @@
 """Every family: the converted file answers as transformers does with the original.
 
-Weights and caches are F32 on both sides; what remains are the order of sums and ggml's tables of
-activations, so log-probabilities may differ by `TOLERANCE` (measured: below 2e-3 on all).
+Weights and caches are F32 on both sides; what remains is the order of sums, and ggml's table of
+GELU in half precision. Measured over all families, log-probabilities differ by at most 1e-5 with
+SiLU and 3e-3 with GELU; `TOLERANCE` leaves room for other processors.
 """
 
 from __future__ import annotations
