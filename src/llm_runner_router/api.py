@@ -174,23 +174,46 @@ class LLMRouter:
             await owned.aclose()
 
     @staticmethod
-    async def load(source: str, *, config: Config | None = None) -> Model:
+    async def load(
+        source: str,
+        *,
+        format: str = "auto",
+        quantization: str | None = None,
+        engine: str | None = None,
+        config: Config | None = None,
+    ) -> Model:
         """Load one model and keep it until `unload()`.
 
         A reference to something that can be downloaded (`hf:…`, `ollama:…`, `https://…`, `s3://…`)
-        and is not on this machine is brought here first.
+        and is not on this machine is brought here first. What no engine runs as it is is converted.
+
+        Args:
+            source: a reference, a file or a folder.
+            format: the name of a format to read it as; `auto` tells by its content.
+            quantization: the mix of its weights that is wanted, for example `q4_k_m`; `dynamic` is
+                the best for this machine. Until it is made, the model answers as it is.
+            engine: the engine that must run it; default is the best that can.
+            config: everything else; default is what `llmrr serve` would read here.
 
         Raises:
             UnknownModel, ModelFileError, LoadFailed: with the file, the reason, the next step.
+            Unsupported: there is no such quantisation, or the weights are quantised already.
             NotFound, UpstreamError, Unavailable: it could not be brought here.
         """
         await ensure(source)
-        app = App(_configured(config), local_files=True)
+        config, name = _configured(config), source
+        wanted = [word for word in (quantization, engine) if word] + [format] * (format != "auto")
+        if wanted:
+            # A name of its own: beside it, the same source may be loaded as it is.
+            name = f"{source} ({', '.join(wanted)})"
+            node = Node(target=source, format=format, quantization=quantization, engine=engine)
+            config = msgspec.structs.replace(config, models={**config.models, name: node})
+        app = App(config, local_files=True)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(app.close)
             await app.start()
-            await app.load(source, pin=True)
-            return Model(app, source, stack.pop_all())
+            await app.load(name, pin=True)
+            return Model(app, name, stack.pop_all())
         raise AssertionError("unreachable: the stack suppresses nothing")
 
 

@@ -78,7 +78,7 @@ class AppLeaves:
         return self._local(ref, name, facts)
 
     def _local(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
-        model = resolve(ref, environ=self._environ)
+        model = resolve(ref, environ=self._environ, format=facts.format)
         if facts.quantization is not None:
             model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
         if facts.engine is not None:

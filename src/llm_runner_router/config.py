@@ -115,9 +115,12 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 
     target: str | None = None
     """A reference: `zoo:tiny-chat`, `file:/models/a.gguf`, `openai/gpt-4o-mini`, a model's name."""
+    format: str = "auto"
+    """With a `target` that is a file or folder: read it as this format, whatever it looks like."""
     quantization: str | None = None
     """With a `target` that is a local model: the mix of its weights that is wanted, for example
-    `q4_k_m`. Until it is made, the model answers as it is."""
+    `q4_k_m`, or `dynamic` for the best on this machine. Until it is made, the model answers as it
+    is."""
     engine: str | None = None
     """With a `target` that is a local model: the engine that must run it."""
     options: dict[str, str | int | float | bool] = {}

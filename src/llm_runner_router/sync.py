@@ -183,11 +183,21 @@ class SyncLLMRouter:
         return reply
 
     @staticmethod
-    def load(source: str, *, config: Config | None = None) -> SyncModel:
-        """Load one model and keep it until `unload()`."""
+    def load(
+        source: str,
+        *,
+        format: str = "auto",
+        quantization: str | None = None,
+        engine: str | None = None,
+        config: Config | None = None,
+    ) -> SyncModel:
+        """See `LLMRouter.load`."""
         loop = _Loop()
         try:
-            return SyncModel(loop, loop.run(LLMRouter.load(source, config=config)))
+            made = LLMRouter.load(
+                source, format=format, quantization=quantization, engine=engine, config=config
+            )
+            return SyncModel(loop, loop.run(made))
         except BaseException:
             loop.close()
             raise

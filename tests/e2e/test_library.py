@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import psutil
 import pytest
 
 from llm_runner_router import LLMRouter, SyncLLMRouter
 from llm_runner_router.api_reply import Reply
-from llm_runner_router.errors import BadRequest, ConfigError, ModelFileError, UnknownModel
+from llm_runner_router.errors import (
+    BadRequest,
+    ConfigError,
+    ModelFileError,
+    UnknownModel,
+    Unsupported,
+)
 
 pytestmark = [pytest.mark.engine]
 
@@ -160,3 +167,32 @@ async def test_deltas_feed_the_reply() -> None:
         texts = [delta.text async for delta in stream.deltas]
     assert stream.reply.text == "".join(texts)
     assert stream.reply.usage is not None
+
+
+FOLDER = Path(__file__).parents[2] / "zoo" / "models" / "tiny-math"
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"engine": "mistralrs"}, {"quantization": "q8_0", "engine": "llamacpp"}]
+)
+async def test_a_folder_is_loaded_as_it_is_asked_for(
+    wanted: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMRR_HOME", str(tmp_path))
+    async with await LLMRouter.load(str(FOLDER), **wanted) as model:  # type: ignore[arg-type]  # by name
+        text = (await model.complete("What is 12 + 30?", temperature=0)).text
+        assert "42" in text
+    assert runners() == []
+
+
+async def test_what_cannot_be_loaded_so_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMRR_HOME", str(tmp_path))
+    with pytest.raises(Unsupported, match="quantisation called 'q99'"):
+        await LLMRouter.load(str(FOLDER), quantization="q99", engine="llamacpp")
+    with pytest.raises(ModelFileError, match="GGUF"):
+        await LLMRouter.load(str(FOLDER / "model.safetensors"), format="gguf")
+    with pytest.raises(ConfigError, match="nonsense"):
+        await LLMRouter.load(str(FOLDER), format="nonsense")
+    assert runners() == []

@@ -41,7 +41,8 @@ class Options(Struct, frozen=True):
     type: str = "f16"
     """Type of the matrices: one of `TYPES`. Vectors and routers stay F32."""
     quantize: str = ""
-    """A mix of `mixes.MIXES` that a GGUF result is quantised to at the end; empty for none."""
+    """A mix of `mixes.MIXES` that a GGUF result is quantised to at the end; empty for none. A job
+    takes `dynamic` too: the best for this machine."""
 
 
 class Tick(Protocol):

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llm_runner_router.errors import RunnerError
 
@@ -32,6 +33,8 @@ INTERVAL: Final = 0.1
 """Seconds between two reports of progress."""
 GRACE: Final = 10.0
 """Seconds to clean up in after the parent is gone."""
+DYNAMIC: Final = "dynamic"
+"""In place of a mix: the best for the model on this machine."""
 NICE: Final = 10
 """How far behind the gateway's own work it stands."""
 
@@ -48,6 +51,8 @@ class Order(Struct, frozen=True):
     home: str = ""
     background: bool = False
     """Give way to everything else on the machine."""
+    budget: int = 0
+    """Bytes that the weights may take, where `options.quantize` is `dynamic`."""
 
 
 def main() -> None:
@@ -75,6 +80,16 @@ def main() -> None:
 
 def _do(order: Order, report: int, stop: threading.Event) -> dict[str, Any]:
     source, last = Path(order.source), 0.0
+    options = order.options
+    if options.quantize == DYNAMIC:
+        options = replace(options, quantize=_best(source, order.budget))
+    if not options.quantize and not order.target and run.kind_of(source) == order.want:
+        return {
+            "path": str(source),
+            "have": order.want,
+            "want": order.want,
+            "bytes": run.size_of(source),
+        }
 
     def tell(progress: run.Progress) -> None:
         nonlocal last
@@ -88,7 +103,7 @@ def _do(order: Order, report: int, stop: threading.Event) -> dict[str, Any]:
             source,
             target,
             order.want,
-            options=order.options,
+            options=options,
             report=tell,
             cancelled=stop.is_set,
             overwrite=order.overwrite,
@@ -100,9 +115,18 @@ def _do(order: Order, report: int, stop: threading.Event) -> dict[str, Any]:
         }
     from llm_runner_router.home import Home
 
-    path = cache.cached(Home(Path(order.home)), source, order.want, order.options, work)
+    path = cache.cached(Home(Path(order.home)), source, order.want, options, work)
     have = run.kind_of(source)
     return {"path": str(path), "have": have, "want": order.want, "bytes": run.size_of(path)}
+
+
+def _best(source: Path, budget: int) -> str:
+    """The mix that is best for the model on this machine; empty if it is best as it is."""
+    from llm_runner_router.models.detect import describe
+
+    from .dynamic import choose, read_bandwidth
+
+    return choose(describe(source), budget, read_bandwidth(run.threads())).mix
 
 
 def _told(exc: Exception) -> dict[str, Any]:

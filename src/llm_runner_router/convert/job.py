@@ -119,6 +119,7 @@ async def converting(
     options: Options | None = None,
     overwrite: bool = False,
     background: bool = False,
+    budget: int = 0,
     environ: Mapping[str, str] = os.environ,
 ) -> AsyncIterator[Job]:
     """Start a conversion; leaving the block ends it.
@@ -130,6 +131,7 @@ async def converting(
         options: for the converters.
         overwrite: replace what stands at `target`.
         background: give way to everything else on the machine.
+        budget: bytes that the weights may take, where `options.quantize` is `dynamic`.
         environ: our environment; only harmless names are handed on.
     """
     order = Order(
@@ -140,6 +142,7 @@ async def converting(
         overwrite,
         str(find(environ).path),
         background,
+        budget,
     )
     read, write = os.pipe()
     try:

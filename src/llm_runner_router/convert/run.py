@@ -173,8 +173,12 @@ def _ticking(now: Progress, report: Report, cancelled: Callable[[], bool]) -> Ti
 def _quantise(source: Path, target: Path, options: Options, tick: Tick) -> None:
     from .quantize import quantize
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    quantize(source, target, options.quantize, threads=threads, tick=tick)
+    quantize(source, target, options.quantize, threads=threads(), tick=tick)
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def sweep(target: Path) -> None:

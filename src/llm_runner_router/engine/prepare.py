@@ -24,6 +24,7 @@ from llm_runner_router.errors import EngineError, LoadFailed, RunnerError, Unsup
 from llm_runner_router.models.detect import describe
 from llm_runner_router.models.info import LocalModel
 
+from . import devices, fit
 from .select import EngineSelector
 
 TARGETS = ("gguf", "safetensors", "onnx-genai")
@@ -33,6 +34,10 @@ WAIT_FACTOR = 20.0
 """A conversion may take `WAIT_LEAST` seconds and this many times its own estimate."""
 AGAIN = 300.0
 """Seconds after which a conversion that failed is tried again."""
+DYNAMIC = "dynamic"
+"""Asked for in place of a mix: the best that fits the memory and the speed of this machine."""
+LEFT = 0.8
+"""Share of the free memory that one model may take."""
 PLAIN = frozenset({"F32", "F16", "BF16", "F64"})
 """Types of weights that quantising starts from; from Q8_0 too, which loses next to nothing."""
 
@@ -169,6 +174,7 @@ class Preparer:
                     way.kind,
                     options=options,
                     background=background,
+                    budget=self._room(model),
                     environ=self._environ,
                 ) as job,
             ):
@@ -179,6 +185,12 @@ class Preparer:
                 hint=f"convert it beforehand: `llmrr convert {model.path} --to {way.kind}`",
             ) from None
         return msgspec.structs.replace(model, path=path, info=describe(path))
+
+    def _room(self, model: LocalModel) -> int:
+        """Bytes that weights may take: free memory less the cache and the buffers beside them."""
+        tokens = min(model.info.context or fit.DEFAULT_CONTEXT, fit.LEAST_CONTEXT)
+        beside = fit.kv_bytes(model.info, tokens) + fit.work_bytes(model.info, fit.UBATCH)
+        return max(0, int(devices.look().available * LEFT) - beside - fit.PROCESS)
 
     def _ended(
         self, work: _Work, model: LocalModel, task: asyncio.Task[LocalModel], background: bool
@@ -235,7 +247,7 @@ def find_way(model: LocalModel, engines: EngineSelector) -> Way:
         words = [f"{step.have} to {step.want}" for step in steps]
         seconds = sum(step.seconds for step in steps)
         if mix:
-            words.append(f"quantise to {mix}")
+            words.append("quantise to " + ("what is best here" if mix == DYNAMIC else mix))
             seconds += model.info.parameters / 5e6
         return Way(want, tuple(words), verdicts[0].engine, mix, seconds)
     verdicts_now = "; ".join(f"{v.engine} {v.why}" for v in engines.rank(model.info))
@@ -255,6 +267,10 @@ def _mix(model: LocalModel) -> str:
     wanted = model.quantization
     if not wanted:
         return ""
+    if wanted == DYNAMIC:
+        fine = PLAIN | {"Q8_0"}
+        plain = model.info.format != "gguf" or model.info.quantisation.upper() in fine
+        return DYNAMIC if plain else ""
     from llm_runner_router.convert import mixes
 
     try:
@@ -279,6 +295,8 @@ def _mix(model: LocalModel) -> str:
 
 def _wants(model: LocalModel) -> bool:
     """Whether something else is asked for than the weights have."""
+    if model.quantization == DYNAMIC:
+        return bool(_mix(model))
     wanted = (model.quantization or "").upper()
     have = model.info.quantisation.upper()
     return bool(wanted) and not (

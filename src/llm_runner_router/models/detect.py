@@ -23,6 +23,8 @@ from .info import ModelInfo
 from .looks import looks_like
 
 KIND: Final = "models.formats"
+AUTO: Final = "auto"
+"""In place of a format's name: told by the content."""
 HEAD: Final = 4096
 """Bytes of a file that a format may look at to recognise it."""
 _ORDER: Final = ("gguf", "mlx", "safetensors", "pytorch", "onnx", "openvino", "tfjs", "ggml")
@@ -84,13 +86,18 @@ def trail(path: Path) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def describe(path: Path) -> ModelInfo:
+def describe(path: Path, format: str = AUTO) -> ModelInfo:
     """The facts of the model at `path`, whatever its format.
+
+    Args:
+        format: the name of one, ours or a plugin's, to read the file as that and nothing else.
 
     Raises:
         ModelFileError: as `detect`, or the file is not sound.
+        ConfigError: there is no such format.
     """
-    return detect(path).describe(path)
+    found = detect(path) if format == AUTO else _named(format)
+    return found.describe(path)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -116,6 +123,14 @@ def _own() -> Iterator[tuple[str, Any]]:
             module = plugins.load(KIND, name)
             if hasattr(module, "sniff"):  # the rest are helpers
                 yield name, module
+
+
+def _named(name: str) -> Format:
+    module = plugins.load(KIND, name)
+    if not hasattr(module, "describe"):
+        known = ", ".join(name for name, _ in _own())
+        raise ConfigError(f"there is no format called {name!r}", hint=f"known: {known}")
+    return _format(name, module)
 
 
 def _format(name: str, module: Any) -> Format:

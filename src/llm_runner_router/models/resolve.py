@@ -21,7 +21,7 @@ from llm_runner_router.refs import REMOTE, Ref, parse
 from llm_runner_router.types import Capabilities, ModelCard
 
 from .blobs import Store, name_of
-from .detect import describe
+from .detect import AUTO, describe
 from .formats import gguf
 from .info import LocalModel, ModelInfo
 
@@ -29,13 +29,20 @@ ZOO = Path(__file__).parent.parent / "zoo"
 """The built-in demonstration models and their `cards.json`."""
 
 
-def resolve(ref: Ref, *, zoo: Path = ZOO, environ: Mapping[str, str] = os.environ) -> LocalModel:
+def resolve(
+    ref: Ref,
+    *,
+    zoo: Path = ZOO,
+    environ: Mapping[str, str] = os.environ,
+    format: str = AUTO,
+) -> LocalModel:
     """The model that `ref` means, if it is on this machine, with its header read and checked.
 
     The store is asked before other programs' folders: what was pulled was verified.
 
     Args:
         environ: where the data folder and the other programs' folders are read.
+        format: read a file or folder as this format, whatever its content looks like.
 
     Raises:
         UnknownModel: it is not here; the hint says how to get it, or names the nearest.
@@ -46,7 +53,7 @@ def resolve(ref: Ref, *, zoo: Path = ZOO, environ: Mapping[str, str] = os.enviro
         case "zoo":
             return _from_zoo(ref.name, zoo)
         case "file":
-            return _from_path(Path(ref.name).expanduser())
+            return _from_path(Path(ref.name).expanduser(), format)
         case "provider":
             raise Unsupported(f"`{ref}` is not a local model", hint="see `llmrr ls`", param="model")
     return _from_store(ref, environ) or _from_others(ref, environ) or _not_here(ref, environ)
@@ -110,10 +117,12 @@ def _from_zoo(name: str, zoo: Path) -> LocalModel:
     return LocalModel(name=f"zoo:{name}", path=path, info=info, card=card)
 
 
-def _from_path(path: Path) -> LocalModel:
+def _from_path(path: Path, format: str) -> LocalModel:
     """A file or folder named by its path; the absolute path is its name, so two spellings are one
     model."""
     path = Path(path).absolute()
+    if format != AUTO:
+        return _local(f"file:{path}", path, format=format)
     return _local(f"file:{path}", _inside(path) if path.is_dir() else path)
 
 
@@ -165,8 +174,8 @@ def _not_here(ref: Ref, environ: Mapping[str, str]) -> LocalModel:
     )
 
 
-def _local(name: str, path: Path, *, license: str = "") -> LocalModel:
-    info = describe(path)
+def _local(name: str, path: Path, *, license: str = "", format: str = AUTO) -> LocalModel:
+    info = describe(path, format)
     return LocalModel(name, path, info, _card(name, info, {"license": info.license or license}))
 
 
