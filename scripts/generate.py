@@ -28,6 +28,13 @@ VARIABLES = {
     "LLMRR_CONFIG": "Configuration file, as `--config`.",
     "LLMRR_API_KEY": "The key the server lets in and the command line sends, instead of the file.",
     "LLMRR_DEBUG": "`1` shows tracebacks instead of one-line errors.",
+    "LLMRR_OFFLINE": "`1`: nothing is downloaded.",
+    "LLMRR_OLLAMA_REGISTRY": "Address of a mirror of Ollama's registry.",
+    "HF_TOKEN": "Token for the Hub: gated and private repositories.",
+    "HF_ENDPOINT": "Address of a mirror of the Hub.",
+    "HF_HUB_OFFLINE": "`1`: nothing is downloaded from the Hub.",
+    "HF_HOME, HF_HUB_CACHE": "Where Hugging Face's cache is; what is pulled from there goes there.",
+    "OLLAMA_MODELS, LLAMA_CACHE": "Where Ollama's and llama.cpp's models are looked for.",
     "NO_COLOR": "Set to anything: no colours.",
 }
 """Variables that are not settings."""

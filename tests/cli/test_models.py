@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -143,8 +144,10 @@ def test_a_folder_of_its_own(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert llmrr("export", "ollama:tiny", str(out)).code == 0
     assert (out / "model.gguf").read_bytes() == CHAT
-    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True)
-    assert sums.returncode == 0, sums.stderr
+    sums = [line.split("  ") for line in (out / "SHA256SUMS").read_text().splitlines()]
+    assert {path for _, path in sums} == {"model.gguf", "template"}
+    for sha256, path in sums:
+        assert hashlib.sha256((out / path).read_bytes()).hexdigest() == sha256
     assert "exists already" in llmrr("export", "ollama:tiny", str(out)).err
 
 
@@ -234,6 +237,35 @@ def test_a_killed_download_leaves_no_name_and_goes_on(hub: FakeHub, tmp_path: Pa
     assert fetched <= len(data) - kept, "bytes that were there were fetched again"
     (blob,) = (home / "blobs").iterdir()
     assert blob.read_bytes() == data
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_killed_a_hundred_times(hub: FakeHub) -> None:
+    """Anywhere: while it starts, connects, writes, hashes, or gives the name."""
+    rng = Random(11)
+    data = rng.randbytes(24 * MIB)
+    hub.repo("org/big", {"b-Q8_0.gguf": data})
+    blobs = Path(os.environ["HF_HOME"]) / "hub" / "models--org--big" / "blobs"
+    sha = hashlib.sha256(data).hexdigest()
+    for round_ in range(100):
+        hub.fault("/cdn/", *[Fault("hold", after=rng.randrange(200_000)) for _ in range(4)])
+        process = subprocess.Popen(
+            [*LLMRR, "pull", "hf:org/big"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.2, 1.5))
+        process.kill()
+        process.wait(10)
+        hub._faults.clear()
+        hub.gate.set()
+        hub.gate.clear()
+        if (blobs / sha).exists():
+            assert (blobs / sha).read_bytes() == data, round_
+    done = in_a_process("pull", "hf:org/big")
+    assert done.code == 0, done.err
+    assert (blobs / sha).read_bytes() == data
+    assert in_a_process("verify", "hf:org/big").code == 0
 
 
 def _journalled(home: Path) -> int:

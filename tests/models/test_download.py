@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from random import Random
@@ -329,6 +331,28 @@ async def test_space_is_looked_at_first(rig: Rig, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Unavailable, match=r"not enough space .* 1000 B are free"):
         await rig.pull(at)
     assert rig.hub.requests("/files/") == []
+
+
+async def test_a_full_disk_keeps_what_came(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = rig.hub.put("model.gguf", LARGE)
+    write, left = os.pwrite, [20]
+
+    def pwrite(handle: int, data: bytes, offset: int) -> int:
+        if len(data) > 4096:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(Unavailable, match="No space left") as caught:
+        await rig.pull(at)
+    assert "llmrr prune" in (caught.value.hint or "")
+    assert rig.puller().store.names() == []
+    monkeypatch.undo()
+    rig.notes.begun.clear()
+    assert rig.content(await rig.pull(at)) == LARGE
+    assert rig.notes.begun[0][1] > 0
 
 
 async def test_a_proxy_is_used(rig: Rig) -> None:

@@ -24,6 +24,7 @@ from llm_runner_router.errors import (
     BadResponse,
     RunnerError,
     StreamBroken,
+    Unavailable,
     UpstreamTimeout,
 )
 from llm_runner_router.units import format_size
@@ -133,8 +134,17 @@ class Downloader:
         Raises:
             BadResponse: it is not what its digest says, twice.
             UpstreamError: it could not be had; what came is kept for the next time.
-            OSError: it could not be written.
+            Unavailable: it could not be written, because the disk is full for example.
         """
+        try:
+            return await self._fetch(source, file, folder, key)
+        except OSError as exc:
+            raise Unavailable(
+                f"cannot write {file.path!r} to `{folder}`: {exc.strerror or exc}",
+                hint="what came is kept; make room (`llmrr prune`) and run it again",
+            ) from exc
+
+    async def _fetch(self, source: Source, file: RemoteFile, folder: Path, key: str) -> Fetched:
         problem: RunnerError | None = None
         for _ in range(ROUNDS):
             partial = Partial.open(folder, key, file, workers=self._workers)
