@@ -17,6 +17,7 @@ SECTIONS = {
     "local": "bench.local",
     "memory": "bench.memory",
     "runner": "bench.runner",
+    "quantize": "bench.quantize",
 }
 """Benchmark to its module; each has `measure(quick=…)`."""
 
