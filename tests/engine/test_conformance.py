@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from llm_runner_router.config import Adopt, Secret
+from llm_runner_router.convert.base import Options
+from llm_runner_router.convert.run import convert
 from llm_runner_router.engine import adopted
 from llm_runner_router.engine.base import Engine
 from llm_runner_router.engine.select import load_engine
@@ -25,11 +29,14 @@ LONG = "the sea is wide and deep, " * 30
 OUTSIDER = (sys.executable, "-m", "tests.engine.outsider", "{port}", "n", "k")
 
 
-def example(engine: str) -> tuple[LocalModel, int]:
+def example(engine: str, scratch: Path) -> tuple[LocalModel, int]:
     """A model for an engine, and its context."""
     zoo = resolve(parse("zoo:tiny-general"))
-    if engine == "torch":
-        return model_at(HUB / "tiny-general", engine="torch"), 1024
+    if engine in ("torch", "mistralrs"):
+        return model_at(HUB / "tiny-general", engine=engine), 1024
+    if engine in ("onnx", "onnx_genai"):
+        convert(HUB / "tiny-general", scratch / "onnx", "onnx-genai", options=Options("q8_0"))
+        return model_at(scratch / "onnx", engine=engine), 1024
     if engine == "mock":
         return msgspec.structs.replace(zoo, engine="mock", options={"text": LONG}), 1024
     if engine == "adopted":
@@ -38,14 +45,23 @@ def example(engine: str) -> tuple[LocalModel, int]:
     return msgspec.structs.replace(zoo, engine=engine), 1024
 
 
-@pytest.mark.parametrize("name", ["llamacpp", "torch", "mock", "adopted"])
-def test_the_engine_keeps_its_word(name: str) -> None:
+NAMES = ["llamacpp", "torch", "mock", "adopted", "onnx_genai", "onnx", "mistralrs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engine_keeps_its_word(name: str, tmp_path: Path) -> None:
     engine: Engine = load_engine(name)
-    model, context = example(name)
+    for needed in (*engine.NEEDS, *(("onnx",) if name.startswith("onnx") else ())):
+        if find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
+    model, context = example(name, tmp_path)
+    features = set(engine.FEATURES)
+    if name == "onnx":
+        features.discard("embed")  # a graph writes or embeds; `test_onnx_vectors.py` has the other
     local = Locally(slots=2)
     try:
         target = local.target(model)
-        local.run(check_engine(target, features=engine.FEATURES, context=context, embedder=target))
+        local.run(check_engine(target, features=features, context=context, embedder=target))
         assert {row.engine for row in local.residency.status()} == {name}
     finally:
         local.close()
