@@ -120,6 +120,7 @@ def test_a_refusal_names_the_tensor_or_field(
         ("PhiForCausalLM", {"qk_layernorm": True}, "qk_layernorm"),
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [0, 0]}, "no_rope_layers"),
+        ("Qwen2ForCausalLM", {"rope_scaling": {"type": "longrope"}}, "rope_scaling"),
     ],
 )
 def test_what_the_engine_fixes_is_checked(kind: str, changes: dict[str, Any], field: str) -> None:

@@ -17,7 +17,7 @@ from llm_runner_router.errors import ModelFileError, Unsupported
 from llm_runner_router.models.checkpoint import Weight
 from llm_runner_router.plugins import load, names
 
-from .family import Config, Context, Family, Out, Rows, sensible
+from .family import Config, Context, Family, Out, Rows, refuse, sensible
 
 FAMILIES: Final = "convert.architectures"
 _PREFIXES: Final = (
@@ -97,6 +97,10 @@ def _plan(config: Config, weights: Mapping[str, Weight]) -> Plan:
     family = _family(config)
     _check_plain(config)
     family.check(config)
+    kind = config.rope["rope_type"].lower()
+    # Only `phi3` has the two tensors of factors; without them llama.cpp would rotate plainly.
+    if kind in ("su", "longrope") and family.name != "phi3":
+        raise refuse("rope_scaling", kind, family.name)
     context, rows = Context(config, weights), Rows(family.rows)
     outs: dict[str, Out] = {}
     senses = 0
