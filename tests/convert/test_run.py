@@ -188,6 +188,16 @@ async def test_without_a_target_the_result_is_kept(tmp_path: Path) -> None:
     assert str(first.path).startswith(os.environ["LLMRR_HOME"])
 
 
+async def test_two_that_convert_the_same_at_once_both_get_it(tmp_path: Path) -> None:
+    async def one() -> Path:
+        async with converting(SOURCE, "gguf") as job:
+            return (await job.result()).path
+
+    first, second = await asyncio.gather(one(), one())
+    assert first == second
+    assert [p.name for p in first.parent.iterdir()] == [first.name], "no draft is left"
+
+
 async def test_an_error_comes_back_as_what_it_was(tmp_path: Path) -> None:
     async with converting(SOURCE, "pdf", target=tmp_path / "a") as job:
         with pytest.raises(Unsupported) as refused:

@@ -185,6 +185,10 @@ def test_the_parameters_of_a_runner(model: LocalModel) -> None:
     assert found["hostnames"] == ["127.0.0.1"]
     assert found["cache_ram_mib"] == 8
     assert not found["ctx_shift"], "nothing is cut off silently"
+    assert "n_ctx_checkpoints" not in found
+    slides = msgspec.structs.replace(model, info=msgspec.structs.replace(model.info, window=512))
+    found = llamacpp.parameters(slides, CpuPlan(2, 4, "spin"), place, "secret", embed=False)
+    assert found["n_ctx_checkpoints"] == 0, "the engine restores one that holds a wrong token"
     found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", embed=True)
     assert found["embedding"]
     assert found["n_ubatch"] == found["n_batch"] == found["n_ctx"] == 512

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from llm_runner_router.errors import ModelFileError
+from llm_runner_router.errors import ModelFileError, RunnerError
 from llm_runner_router.home import Home
 
 from .base import Options
@@ -74,14 +74,18 @@ def cached(
 ) -> Path:
     """The converted model, made by `work(target)` if it is not there yet.
 
-    Two that ask at once both work; the later one's whole result replaces the equal first.
+    Two that ask at once both work; the first whole result stays, and the other is thrown away.
 
     Raises:
         ModelFileError: as `digest`; and whatever `work` raises.
     """
     target = place(home, source, want, options)
     if not target.exists():
-        work(target)
+        try:
+            work(target)
+        except RunnerError:
+            if not target.exists():  # nobody else was quicker: it really failed
+                raise
     return target
 
 

@@ -153,7 +153,8 @@ def convert(
             if number > 1:
                 _remove(last)
             last = place
-        _put(last, target, draft)
+        if overwrite or not target.exists():  # another may have been quicker with the same
+            _put(last, target, draft)
     except OSError as exc:
         raise _disk(target.parent, exc) from exc
     finally:
