@@ -9,7 +9,8 @@ of the module RUNNER does what the order says.
                      or {"event": "failed", "error"}
             PARENT   process id of the parent
             RUNNER   full name of the engine's module with `serve(order, tell)`; a function
-                     `leave()` in it is called before the process ends with its parent
+                     `leave()` in it is called before the process ends with its parent, or
+                     because `serve` raised
     stdin   one line: the order; then it stays open while the parent lives
     stdout  goes to stderr, where the engine logs
 
@@ -52,9 +53,13 @@ def main() -> None:
         runner.serve(order, lambda message: _tell(report, message))
     except Exception as exc:  # whatever the engine raises is reported, and the process ends
         _tell(report, {"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
-        # An orderly exit: the engine logs from a thread of its own, and what it has not written
-        # yet is the reason.
-        sys.exit(1)
+        # An orderly exit, after the engine was asked to leave: it may log from a thread of its own,
+        # and what it has not written yet is the reason.
+        try:
+            if leave is not None:
+                leave()
+        finally:
+            sys.exit(1)
 
 
 def _die_with(parent: int) -> None:

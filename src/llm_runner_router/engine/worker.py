@@ -34,6 +34,8 @@ MAX_LOG = 4 * 1024 * 1024
 """Bytes of log written to a file per runner."""
 STOP_STEPS = (2.0, 2.0, 5.0)
 """Seconds to wait after closing stdin, after SIGTERM, and after SIGKILL."""
+LAST_WORDS = 1.0
+"""Seconds to read what a process that is gone has left in its pipes."""
 
 _INHERITED = re.compile(
     r"^(PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|(LD|DYLD)_LIBRARY_PATH|PYTHON(PATH|HOME|UTF8)"
@@ -188,8 +190,13 @@ class Worker:
             if self.is_alive:
                 self.kill()
             self._close_stdin()
-            for task in self._tasks:  # pipes that a grandchild kept open must not hold us
-                task.cancel()
+            # The pipes end with the process, unless a grandchild keeps them open: it must not
+            # hold us.
+            try:
+                await asyncio.wait(self._tasks, timeout=LAST_WORDS)
+            finally:
+                for task in self._tasks:
+                    task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             # asyncio closes its ends of the pipes only when the other ends are closed.
             self._process._transport.close()  # type: ignore[attr-defined]  # has no public name

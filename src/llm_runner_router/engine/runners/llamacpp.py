@@ -6,11 +6,14 @@ the engine, which is what a spare process has done before it is needed.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import xllamacpp
+import xllamacpp.xllamacpp as _library
 
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -19,6 +22,21 @@ def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None
     server = xllamacpp.Server(params)
     tell({"event": "listening", "address": server.listening_address, "unknown": unknown})
     threading.Event().wait()
+
+
+def leave() -> None:
+    """Wait until the engine has written its log; called before the process ends.
+
+    Its server logs from a thread of its own, and the last lines (or all of a short life) would be
+    lost with it. The functions are llama.cpp's `common_log_main` and `common_log_flush` under the
+    names that C++ gives them; a build without them loses those lines.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_library.__file__)
+        main, flush = library._Z15common_log_mainv, library._Z16common_log_flushP10common_log
+        main.restype, main.argtypes = ctypes.c_void_p, []
+        flush.restype, flush.argtypes = None, [ctypes.c_void_p]
+        flush(main())
 
 
 def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
