@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from llm_runner_router.models.checkpoint import Weight
 from llm_runner_router.models.deepcheck import structure
 from llm_runner_router.models.info import ModelInfo
 
 INFO = ModelInfo(format="gguf", architecture="llama", layers=20, width=8, vocabulary=50)
+TWENTY = ", ".join(map(str, range(2, 22)))
 
 
 def model(*, layers: int = 20) -> dict[str, Weight]:
@@ -63,3 +66,8 @@ def test_an_embedding_that_does_not_fit() -> None:
 def test_many_problems_are_counted() -> None:
     weights = {f"blk.{n}.w{n}.weight": Weight("w", "F16", (1,), 0) for n in range(60)}
     assert any("and 40 more" in text for text in found(weights))
+
+
+def test_a_header_that_claims_more_layers_than_memory_has_numbers() -> None:
+    info = msgspec.structs.replace(INFO, layers=1 << 60)
+    assert found(model(layers=2), info)[f"of {1 << 60} layers `blk` lacks " + TWENTY] == "bad"

@@ -99,9 +99,11 @@ def parse_json(text: bytes, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!r} stands there twice")
+        left = set(found)
+        for name, _ in pairs:  # in one pass: counting each name takes hours where there are many
+            if name not in left:
+                raise ValueError(f"the key {name[:80]!r} stands there twice")
+            left.remove(name)
     return found
 
 

@@ -185,7 +185,7 @@ def _template(folder: Path, said: dict[str, Any]) -> str | None:
     own = read_object(folder / "chat_template.json").get("chat_template")
     value = own if own is not None else said.get("chat_template")
     if isinstance(value, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}
+        named = {str(t.get("name")): t.get("template") for t in value if isinstance(t, dict)}
         value = named.get("default", next(iter(named.values()), None))
     return value if isinstance(value, str) and value else None
 

@@ -26,7 +26,11 @@ MAX_STEPS: Final = 2_000_000
 """Opcodes in one pickle: a model of 131 thousand tensors would take 8 million, but models of more
 than a few thousand are split over files; this many take about half a second."""
 MAX_COPIED: Final = 64 * 1024 * 1024
-"""Bytes and elements that functions may copy, all together."""
+"""Bytes that functions may copy, all together."""
+MAX_TAKEN: Final = 64 * 1024 * 1024
+"""Bytes that one pickle may have: in the older form it stands in a file of any size."""
+ELEMENT: Final = 128
+"""Bytes that an element takes in the dictionary or set that a function makes of it."""
 MAX_NAME: Final = 256
 MAX_LONG: Final = 64
 
@@ -104,6 +108,7 @@ class Pickle:
         """Every storage that was named, by its key."""
         self._steps = 0
         self._copied = 0
+        self._taken = 0
 
     def load(self) -> Any:
         """The value of the pickle at the current place, which moves behind it.
@@ -137,6 +142,9 @@ class Pickle:
         end = self.at + size
         if end > len(self._data):
             raise Bad(f"its pickle ends inside a value, at byte {len(self._data)}")
+        self._taken += size
+        if self._taken > MAX_TAKEN:
+            raise Bad(f"its description has more than {MAX_TAKEN} bytes")
         found = self._data[self.at : end]
         self.at = end
         return found
@@ -284,7 +292,9 @@ def _key(value: Any) -> str | int | float | bytes | None:
 
 
 def _cost(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes | list | tuple | set) else 1
+    if isinstance(value, str | bytes):
+        return len(value)
+    return ELEMENT * len(value) if isinstance(value, list | tuple | set) else 1
 
 
 def _shown(name: Global) -> str:

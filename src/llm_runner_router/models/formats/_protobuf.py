@@ -15,6 +15,9 @@ from ._files import Bad
 
 MAX_FIELDS: Final = 1_500_000
 """Fields read of one file. Graphs of language models have some ten thousand nodes of ten fields."""
+MAX_TEXT: Final = 4096
+"""Bytes of one name or path. A sparse file costs its maker nothing, so a hundred thousand names of
+a MiB each would fit one; exporters' longest have some hundred."""
 Span = tuple[int, int]
 """A stretch of the file: its first byte, the byte after its last."""
 
@@ -59,8 +62,12 @@ class Message:
             at += length
 
     def text(self, span: int | Span) -> str:
-        """A stretch as text; bad UTF-8 is replaced."""
-        return self.raw(span, 1 << 20).decode("utf-8", "replace")
+        """A stretch as text; bad UTF-8 is replaced.
+
+        Raises:
+            Bad: as `raw`, for more than `MAX_TEXT` bytes.
+        """
+        return self.raw(span, MAX_TEXT).decode("utf-8", "replace")
 
     def raw(self, span: int | Span, most: int) -> bytes:
         """A stretch's bytes.

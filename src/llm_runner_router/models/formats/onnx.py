@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +27,10 @@ from ._protobuf import Message, Span
 
 GENAI: Final = "genai_config.json"
 MAX_DIMS: Final = 16
+MAX_OPSETS: Final = 64
+MAX_TYPED: Final = 1 << 24
+"""Bytes of all tensors' numbers that are not raw: exporters write a few scalars so."""
+_HIGH: Final = bytes(range(128, 256))
 _TYPES: Final[dict[int, tuple[str, int]]] = {
     1: ("F32", 32), 2: ("U8", 8), 3: ("I8", 8), 4: ("U16", 16), 5: ("I16", 16), 6: ("I32", 32),
     7: ("I64", 64), 9: ("BOOL", 8), 10: ("F16", 16), 11: ("F64", 64), 12: ("U32", 32),
@@ -172,6 +174,7 @@ class _Graph:
         self.weights: dict[str, Weight] = {}
         self.sources: dict[str, Source] = {}
         self.files: set[Path] = set()
+        self._typed = 0
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size < 8:
@@ -189,6 +192,8 @@ class _Graph:
                 self._graph(message, value)
             elif number == 8 and not isinstance(value, int):
                 self.opsets.append(_opset(message, value))
+                if len(self.opsets) > MAX_OPSETS:
+                    raise Bad(f"it names more than {MAX_OPSETS} sets of operators")
         if not 1 <= self.version < 64:
             raise Bad(f"its `ir_version` is {self.version}: it is no ONNX model")
         if graphs != 1:
@@ -254,13 +259,15 @@ class _Graph:
         if field in (4, 9, 10):
             return Place(self.path, span[0], size)
         width = max(1, bits // 8)
-        numbers = message.raw(span, 1 << 24)
-        if not numbers and size:
-            raise Bad(f"{shown} takes {size} bytes, but none are there")
-        content = b"".join(_typed(Message(numbers), width))
-        if len(content) != size:
-            raise Bad(f"{shown} takes {size} bytes, but {len(content)} are there")
-        return _constant(content)
+        numbers = message.raw(span, MAX_TYPED)
+        self._typed += len(numbers)
+        if self._typed > MAX_TYPED:
+            raise Bad(f"more than {MAX_TYPED} bytes of numbers in it are not raw")
+        # Each number ends in a byte below 128; decoding them waits until someone reads them.
+        there = len(numbers.translate(None, _HIGH)) * width
+        if there != size or numbers[-1:] > b"\x7f":
+            raise Bad(f"{shown} takes {size} bytes, but {there} are there")
+        return lambda: _typed(numbers, width)
 
 
 class _Said(Struct):
@@ -280,6 +287,9 @@ def _collected(message: Message, span: Span) -> _Said:
     for number, value in message.fields(span):
         if number == 1:
             said.dims.extend(message.varints(value) if _short(value) else [-1])
+            if len(said.dims) > MAX_DIMS:
+                shape = f"{str(said.dims)[:80]}, more than {MAX_DIMS} sizes"
+                raise Bad(f"the tensor {said.name[:80]!r} has the shape {shape}")
         elif number == 2 and isinstance(value, int):
             said.code = value
         elif number == 8:
@@ -295,15 +305,13 @@ def _collected(message: Message, span: Span) -> _Said:
     return said
 
 
-def _constant(content: bytes) -> Callable[[], bytes]:
-    return lambda: content
-
-
-def _typed(message: Message, width: int) -> Iterator[bytes]:
+def _typed(numbers: bytes, width: int) -> bytes:
     """Packed numbers as little-endian bytes of that width."""
     mask = (1 << 8 * width) - 1
-    for value in message.varints((0, len(message.data))):
-        yield struct.pack("<Q", value & mask)[:width]
+    found = bytearray()
+    for value in Message(numbers).varints((0, len(numbers))):
+        found += (value & mask).to_bytes(width, "little")
+    return bytes(found)
 
 
 def _short(value: int | Span) -> bool:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -126,22 +128,23 @@ def _manifest(folder: Path, groups: object) -> _Manifest:
         if not isinstance(group, dict):
             raise Bad("a group of its `weightsManifest` is no object")
         shards = _shards(folder, group.get("paths"), used)
-        total += sum(shard.bytes for shard in shards)
         at = 0
-        room = sum(shard.bytes for shard in shards)
+        ends = list(accumulate(shard.bytes for shard in shards))
+        room = ends[-1] if ends else 0
         for entry in _list(group.get("weights"), "weights"):
             weight, stored, restore, how = _weight(entry)
             if weight.name in weights:
                 raise Bad(f"the weight {weight.name[:80]!r} stands there twice")
             if at + stored > room:
                 raise Bad(f"the weight {weight.name[:80]!r} reaches behind the end of its shards")
-            pieces = list(_pieces(shards, at, stored))
+            pieces = list(_pieces(shards, ends, at, stored))
             weights[weight.name] = weight
             sources[weight.name] = _source(pieces, restore)
             quantised |= {how: None} if how else {}
             at += stored
         if at != room:
             raise Bad(f"its weights take {at} bytes, but a group's shards hold {room}")
+        total += room
     return _Manifest(weights, sources, total, tuple(quantised))
 
 
@@ -229,12 +232,17 @@ def _content(place: Place) -> bytes:
     return content
 
 
-def _pieces(shards: list[Place], at: int, size: int) -> Iterator[Place]:
-    """Where `size` bytes from byte `at` of the joined shards lie."""
-    for shard in shards:
-        if at < shard.bytes and size > 0:
-            length = min(size, shard.bytes - at)
-            yield Place(shard.file, at, length)
-            size, at = size - length, 0
-        else:
-            at = max(0, at - shard.bytes)
+def _pieces(shards: list[Place], ends: list[int], at: int, size: int) -> Iterator[Place]:
+    """Where `size` bytes from byte `at` of the joined shards lie; `ends` is where each shard ends.
+
+    The first shard is looked up: a hundred thousand empty weights in thousands of shards would
+    otherwise take minutes.
+    """
+    index = bisect_right(ends, at)
+    while size > 0:
+        shard = shards[index]
+        start = at - (ends[index] - shard.bytes)
+        length = min(size, shard.bytes - start)
+        if length:
+            yield Place(shard.file, start, length)
+        size, at, index = size - length, at + length, index + 1
