@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from llm_runner_router import EngineSelector
-from llm_runner_router.engine import fit, llamacpp, mock, torch
+from llm_runner_router.engine import fit, llamacpp, mistralrs, mock, torch
 from llm_runner_router.engine.adapting import adapt
 from llm_runner_router.engine.base import Adapted, Engine, Feature, Purpose, Verdict
 from llm_runner_router.engine.devices import Machine
@@ -97,10 +97,12 @@ def test_gguf_goes_to_the_engine_that_is_made_for_it(model: LocalModel) -> None:
     assert EngineSelector().get_best(model.info, MACHINE).NAME == "llamacpp"
 
 
-def test_bitnets_own_types_are_refused() -> None:
-    verdict = llamacpp.can_run(msgspec.structs.replace(GGUF, types={"I2_S": 9}), MACHINE)
+@pytest.mark.parametrize("engine", [llamacpp, mistralrs])
+@pytest.mark.parametrize("type", ["I2_S", "I8_S", "TL1", "TL2"])
+def test_bitnets_own_types_are_refused(engine: Engine, type: str) -> None:
+    verdict = engine.can_run(msgspec.structs.replace(GGUF, types={type: 9}), MACHINE)
     assert not verdict.can
-    assert "I2_S" in verdict.why
+    assert type in verdict.why
 
 
 def test_the_best_comes_first_and_what_cannot_comes_last() -> None:

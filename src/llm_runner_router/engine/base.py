@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from llm_runner_router.models.formats.gguf_types import BITNET
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request
 
@@ -47,6 +48,15 @@ one computation; `one_process`: a process that answers also embeds."""
 
 RUNNERS = "llm_runner_router.engine.runners"
 """The package of our own engines' child sides."""
+
+
+FOREIGN = tuple(BITNET.values())
+"""Types of BitNet's own fork of llama.cpp, under numbers that mean something else elsewhere."""
+
+
+def foreign_type(info: ModelInfo) -> str:
+    """A type among the weights that only BitNet's own program knows; empty for none."""
+    return next((name for name in FOREIGN if name in info.types), "")
 
 
 class Verdict(Struct, frozen=True):

@@ -34,7 +34,7 @@ from llm_runner_router.types import Request, ResponseFormat, Tool
 
 from . import fit
 from .adapting import check, plain, sampled, spliced
-from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
+from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
 from .devices import Machine
 from .fit import UBATCH, KvType, Placement
 from .threads import CpuPlan
@@ -57,9 +57,6 @@ FEATURES: frozenset[Feature] = frozenset(
         "batch",
     )
 )
-FOREIGN_TYPES = ("I2_S", "TL1", "TL2")
-"""Types of BitNet's own fork of the engine, under numbers that mean something else here."""
-
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """White space as Python's `json.dumps` writes it, which is what most training data has."""
 CALL_TAG = "<tool_call>"
@@ -72,9 +69,8 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     """GGUF files, and only those."""
     if info.format != "gguf":
         return Verdict(NAME, 0.0, f"reads GGUF, not {info.format}")
-    foreign = [name for name in FOREIGN_TYPES if name in info.types]
-    if foreign:
-        return Verdict(NAME, 0.0, f"does not know weights of the type {foreign[0]}")
+    if foreign := foreign_type(info):
+        return Verdict(NAME, 0.0, f"does not know weights of the type {foreign}")
     return Verdict(NAME, 1.0, "reads GGUF as it is")
 
 

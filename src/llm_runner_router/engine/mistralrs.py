@@ -23,7 +23,7 @@ from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request
 
 from . import adapting, endpoint, fit
-from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
+from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
 from .devices import Machine
 from .fit import Placement
 from .threads import CpuPlan
@@ -58,6 +58,8 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     known = PLAIN if info.format == "safetensors" else GGUF
     if info.architecture not in known:
         return Verdict(NAME, 0.0, f"has no code for the architecture {info.architecture!r}")
+    if foreign := foreign_type(info):
+        return Verdict(NAME, 0.0, f"does not know weights of the type {foreign}")
     if info.format == "gguf":
         return Verdict(NAME, 0.3, "reads it; llama.cpp was made for it")
     return Verdict(NAME, 0.6, "reads it as it is, and quantises it at load if asked to")
