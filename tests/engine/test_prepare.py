@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from llm_runner_router.config import Config, Engine, Node
 from llm_runner_router.deltas import collect
 from llm_runner_router.engine.prepare import Preparer, find_way
 from llm_runner_router.engine.select import EngineSelector
-from llm_runner_router.errors import LoadFailed, RunnerError, Unsupported
+from llm_runner_router.errors import LoadFailed, ModelFileError, RunnerError, Unsupported
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.types import Message, Request, Sampling
@@ -81,6 +82,29 @@ async def test_dynamic_is_decided_by_what_this_machine_has(environ: dict[str, st
     made = await ready.ready(local(quantization="dynamic"))
     assert made.info.format == "gguf"
     assert made.info.quantisation in ("F16", "Q8_0"), "a tiny model fits in its best form"
+
+
+async def test_another_file_under_the_name_is_another_model(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.gguf"
+    shutil.copy(resolve(refs.parse("zoo:tiny-math")).path, path)
+    ready = preparer(EngineSelector(), environ)
+    model = resolve(refs.parse(str(path)))
+    wanted = msgspec.structs.replace(model, quantization="q4_0", engine="torch")
+    with pytest.raises(LoadFailed) as first:
+        await ready.ready(wanted)
+    with pytest.raises(LoadFailed) as again:
+        await ready.ready(wanted)
+    assert again.value is first.value, "it is not tried again at once"
+    shutil.copy(resolve(refs.parse("zoo:tiny-text")).path, path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(LoadFailed) as other:
+        await ready.ready(wanted)
+    assert other.value is not first.value
+    path.unlink()
+    with pytest.raises(ModelFileError, match="No such file"):
+        await ready.ready(wanted)
 
 
 async def test_closing_ends_what_runs_and_leaves_nothing(environ: dict[str, str]) -> None:

@@ -20,7 +20,13 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from llm_runner_router.errors import EngineError, LoadFailed, RunnerError, Unsupported
+from llm_runner_router.errors import (
+    EngineError,
+    LoadFailed,
+    ModelFileError,
+    RunnerError,
+    Unsupported,
+)
 from llm_runner_router.models.detect import describe
 from llm_runner_router.models.info import LocalModel
 
@@ -41,6 +47,7 @@ LEFT = 0.8
 PLAIN = frozenset({"F32", "F16", "BF16", "F64"})
 """Types of weights that quantising starts from; from Q8_0 too, which loses next to nothing."""
 
+Key = tuple[str, str, str, int, int]
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +98,7 @@ class Preparer:
         self._clock = clock
         self._environ = environ
         self._replaced = replaced
-        self._work: dict[tuple[str, str, str], _Work] = {}
+        self._work: dict[Key, _Work] = {}
 
     async def ready(self, model: LocalModel) -> LocalModel:
         """`model` in the best form there is now; waits only where no engine runs it as it is.
@@ -112,7 +119,7 @@ class Preparer:
             return model
         if work.task is None:
             assert work.failed is not None
-            raise work.failed
+            raise work.failed.with_traceback(None)  # each raise would add to it
         return await asyncio.shield(work.task)
 
     def way(self, model: LocalModel) -> Way:
@@ -304,5 +311,16 @@ def _wants(model: LocalModel) -> bool:
     )
 
 
-def _key(model: LocalModel) -> tuple[str, str, str]:
-    return model.name, model.quantization or "", model.engine or ""
+def _key(model: LocalModel) -> Key:
+    """What was asked for, of the file as it is now: another file under its name is another model.
+
+    Raises:
+        ModelFileError: it is gone.
+    """
+    try:
+        at = model.path.stat()
+    except OSError as exc:
+        raise ModelFileError(
+            f"cannot read `{model.path}`: {exc.strerror}", hint="see `llmrr ls --all`"
+        ) from exc
+    return model.name, model.quantization or "", model.engine or "", at.st_mtime_ns, at.st_size
