@@ -118,7 +118,11 @@ def _named(name: str, whole: str) -> str:
 
 def _parse_hf(rest: str, whole: str) -> Ref:
     found = _HF.fullmatch(rest)
-    if found is None or not all(part.strip() == part for part in found.groups() if part):
+    if (
+        found is None
+        or not all(part.strip() == part for part in found.groups() if part)
+        or _climbs(found[1])
+    ):
         raise BadRequest(
             f"{whole!r} is not `hf:org/repo[@revision][#quant|:file]`",
             hint="for example hf:org/repo#q4_k_m",
@@ -132,7 +136,7 @@ def _parse_hf(rest: str, whole: str) -> Ref:
 
 def _parse_ollama(rest: str, whole: str) -> Ref:
     found = _OLLAMA.fullmatch(rest)
-    if found is None:
+    if found is None or _climbs(found[1]):
         raise BadRequest(
             f"{whole!r} is not `ollama:name[:tag]`", hint="for example ollama:qwen3:4b"
         )
@@ -144,7 +148,7 @@ def _parse_address(text: str) -> Ref:
     page = _HF_PAGE.fullmatch(text)
     if page is not None:
         repo, revision, file, tree = page.groups()
-        if repo.partition("/")[0] not in ("datasets", "spaces", "api", "models"):
+        if repo.partition("/")[0] not in ("datasets", "spaces", "api", "models", ".", ".."):
             return Ref("hf", repo, revision=_unless_main(revision or tree), file=file)
     page = _OLLAMA_PAGE.fullmatch(text)
     if page is not None and _OLLAMA.fullmatch(page[1]):
@@ -152,6 +156,11 @@ def _parse_address(text: str) -> Ref:
     if _URL.fullmatch(text) is None:
         raise BadRequest(f"{text!r} is no address", hint="for example https://host/model.gguf")
     return Ref("url", text)
+
+
+def _climbs(name: str) -> bool:
+    """Whether a name with slashes would lead out of the folder that is named after it."""
+    return "\\" in name or any(part in (".", "..") for part in name.split("/"))
 
 
 def _unless_main(revision: str | None) -> str | None:

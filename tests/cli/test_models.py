@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -148,6 +149,24 @@ def test_a_folder_of_its_own(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
     assert {path for _, path in sums} == {"model.gguf", "template"}
     for sha256, path in sums:
         assert hashlib.sha256((out / path).read_bytes()).hexdigest() == sha256
+    assert "exists already" in llmrr("export", "ollama:tiny", str(out)).err
+
+
+def test_an_export_that_cannot_be_written(
+    hub: FakeHub, llmrr: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    out = tmp_path / "out"
+    result = llmrr("export", "ollama:tiny", str(out))
+    assert result.code == 1
+    assert f"cannot write `{out}`: No space left on device" in result.err
+    assert not list(tmp_path.glob("*out*"))
+    out.symlink_to(tmp_path / "nowhere")
     assert "exists already" in llmrr("export", "ollama:tiny", str(out)).err
 
 

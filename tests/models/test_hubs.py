@@ -12,9 +12,18 @@ from random import Random
 import pytest
 from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 
-from llm_runner_router.errors import BadResponse, NotFound, UnknownModel, UpstreamRefused
+from llm_runner_router.errors import (
+    BadRequest,
+    BadResponse,
+    NotFound,
+    RunnerError,
+    UnknownModel,
+    UpstreamRefused,
+)
+from llm_runner_router.models.blobs import KEEP_PARTIAL
+from llm_runner_router.models.download import ATTEMPTS
 from llm_runner_router.models.found import everything, locate
-from llm_runner_router.models.pull import remove
+from llm_runner_router.models.pull import prune, remove
 from llm_runner_router.models.resolve import ZOO, ensure, resolve
 from llm_runner_router.refs import parse
 from llm_runner_router.testing import Fault
@@ -81,6 +90,62 @@ async def test_what_we_pulled_we_remove_whole(rig: Rig) -> None:
     assert remove("hf:org/name#F16", store, cache)[1] == len(CHAT)
     assert not scan_cache_dir(hub(rig)).warnings
     assert not list(hub(rig).glob("models--*"))
+
+
+async def test_what_a_stopped_pull_brought_is_ours_all_the_same(rig: Rig) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    rig.hub.repo("org/name", {names[0]: BYTES, names[1]: BYTES[::-1], "config.json": b"{}"})
+    rig.hub.fault(names[1], Fault("500", times=ATTEMPTS))
+    with pytest.raises(RunnerError):
+        await rig.pull("hf:org/name")
+    stored = await rig.pull("hf:org/name")
+    assert all(file.ours for file in stored.files)
+    store, cache = rig.puller().store, rig.puller().hub
+    assert not list(store.partial.glob("brought-*"))
+    assert remove(stored.name, store, cache)[1] == stored.size
+    assert not list(hub(rig).glob("models--*"))
+
+
+async def test_unfinished_downloads_of_the_shared_cache_are_cleaned(rig: Rig) -> None:
+    rig.hub.repo("org/name", {"m-Q8_0.gguf": MATH})
+    rig.hub.repo("org/other", {"m-Q8_0.gguf": CHAT})
+    await rig.pull("hf:org/other")
+    rig.hub.fault("m-Q8_0.gguf", Fault("cut", times=100, after=70_000))
+    with pytest.raises(RunnerError):
+        await rig.pull("hf:org/name")
+    store, cache = rig.puller().store, rig.puller().hub
+    drafts = list(cache.repo("org/name").glob("blobs/*"))
+    assert {draft.suffix for draft in drafts} == {".part", ".journal"}
+    last = max(draft.stat().st_mtime for draft in drafts)
+    with cache.lock("org/name", drafts[0].stem):
+        assert prune(store, cache, now=last + KEEP_PARTIAL + 60).files == 0
+    assert prune(store, cache, now=last + KEEP_PARTIAL - 60).files == 0
+    assert prune(store, cache, now=last + KEEP_PARTIAL + 60).files == 2
+    assert not cache.repo("org/name").exists()
+    assert resolve(parse("hf:org/other"), environ=rig.environ).path.read_bytes() == CHAT
+
+
+async def test_a_name_that_cannot_be_kept_is_told_before_the_download(rig: Rig) -> None:
+    url = rig.hub.put("/files/" + "x" * 200 + ".gguf", MATH)
+    with pytest.raises(BadRequest, match="cannot be a name") as caught:
+        await rig.pull(url)
+    assert "--name" in (caught.value.hint or "")
+    assert not rig.hub.asked
+
+
+async def test_file_names_as_long_as_they_can_be(rig: Rig) -> None:
+    name = "ß" * 120 + "-Q8_0.gguf"
+    rig.hub.repo("org/name", {name: MATH})
+    stored = await rig.pull("hf:org/name#q8_0")
+    assert rig.content(stored) == MATH
+
+
+@pytest.mark.parametrize(
+    "text", ["hf:../..", "hf:org/..", "hf:./a", "ollama:../x", "ollama:../../x", "hf:a\\b/c"]
+)
+def test_no_reference_climbs(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse(text)
 
 
 async def test_a_folder_comes_whole(rig: Rig) -> None:

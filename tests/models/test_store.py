@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -322,3 +323,32 @@ def test_outside_files_are_named_where_they_are(store: Store, tmp_path: Path) ->
     assert not (store.path / "trees").exists()
     store.remove("n")
     assert (folder / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("path", "../a"), ("path", "a\x00b"), ("sha256", "../../a"), ("sha256", ""), ("main", "b")],
+)
+def test_an_entry_that_names_something_strange_is_damaged(
+    store: Store, tmp_path: Path, field: str, value: str
+) -> None:
+    put(store, tmp_path, "a", one=b"1")
+    put(store, tmp_path, "b", one=b"2")
+    entry = store.path / "names" / "a.json"
+    read = json.loads(entry.read_text())
+    (read if field == "main" else read["files"][0])[field] = value
+    entry.write_text(json.dumps(read))
+    with pytest.raises(ModelFileError, match="is damaged"):
+        store.get("a")
+    assert [stored.name for stored in store.all()] == ["b"]
+
+
+def test_cleaning_takes_folders_too(store: Store) -> None:
+    scratch = store.partial / "signed-0123"
+    scratch.mkdir(parents=True)
+    (scratch / "model.gguf").write_bytes(b"x")
+    now = scratch.stat().st_mtime
+    store.prune(now=now + KEEP_PARTIAL - 1)
+    assert scratch.exists()
+    store.prune(now=now + KEEP_PARTIAL + 1)
+    assert not scratch.exists()

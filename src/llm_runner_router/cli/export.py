@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from pathlib import Path
 
 import click
 
-from llm_runner_router.errors import BadRequest, ModelFileError
+from llm_runner_router.errors import BadRequest, ModelFileError, Unavailable
 from llm_runner_router.models.manifest import hash_file
 from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
 from .stored import kept, opened
+
+SUMS = "SHA256SUMS"
 
 
 @click.command("export", cls=Verb)
@@ -28,7 +31,7 @@ def command(model: str, folder: Path) -> int:
     """
     store = opened()
     stored = kept(model, store)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise BadRequest(f"`{folder}` exists already", hint="name a folder that does not")
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -42,8 +45,14 @@ def command(model: str, folder: Path) -> int:
                     hint=f"`llmrr verify {model}` tells more",
                 )
         sums = "".join(f"{file.sha256}  {file.path}\n" for file in stored.files)
-        (draft / "SHA256SUMS").write_text(sums, "utf-8")
+        if not (draft / SUMS).exists():  # the model's own stays as it was signed
+            (draft / SUMS).write_text(sums, "utf-8")
         draft.rename(folder)
+    except OSError as exc:
+        raise Unavailable(
+            f"cannot write `{folder}`: {exc.strerror or exc}",
+            hint="nothing was left there; name a folder on a disk with space",
+        ) from exc
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     print(f"{output.safe(model)}: {len(stored.files)} files, {format_size(stored.size)}, {folder}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from llm_runner_router.units import format_size
@@ -15,7 +17,10 @@ from .stored import opened
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(as_json: bool) -> int:
     """Delete contents of the store that no name means, and downloads that rest for a week."""
-    pruned = opened().prune()
+    from llm_runner_router.models.hubcache import HubCache, folder
+    from llm_runner_router.models.pull import prune
+
+    pruned = prune(opened(), HubCache(folder(os.environ)))
     if as_json:
         output.json(pruned)
     else:

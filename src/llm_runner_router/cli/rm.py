@@ -41,6 +41,7 @@ def command(models: tuple[str, ...]) -> int:
         except RunnerError as exc:
             failed = 1
             output.note("error", exc.message)
+            output.note("hint", exc.hint or "")
             continue
         kept = stored is not None and any(file.place and not file.ours for file in stored.files)
         tail = "; its files stay where another program put them" if kept else ""

@@ -32,7 +32,13 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from llm_runner_router.errors import BadRequest, ModelFileError, Unavailable, UnknownModel
+from llm_runner_router.errors import (
+    BadRequest,
+    BadResponse,
+    ModelFileError,
+    Unavailable,
+    UnknownModel,
+)
 from llm_runner_router.home import stored_names, write_atomic
 from llm_runner_router.refs import Ref
 
@@ -44,6 +50,7 @@ KEEP_PARTIAL = 7 * 86400.0
 MAX_NAME = 180
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of two files until one is changed
 _WORD = re.compile(r"[^\w.+-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def name_of(ref: Ref) -> str:
@@ -96,11 +103,10 @@ class Store:
         path = self._name(name)
         try:
             stored = msgspec.json.decode(path.read_bytes(), type=Stored)
-            for file in stored.files:
-                safe_path(file.path)
+            _check_sound(stored)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:  # msgspec's errors are ValueErrors
             raise ModelFileError(
                 f"the store's entry `{path}` is damaged: {exc}",
                 hint=f"`llmrr rm {name}` forgets it; pull the model again",
@@ -118,7 +124,7 @@ class Store:
 
     def blob(self, sha256: str) -> Path:
         """Where the content of that hash lies or would lie."""
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        if not _SHA256.fullmatch(sha256):
             raise BadRequest(f"not a SHA-256: {sha256[:80]!r}", hint="64 hexadecimal digits")
         return self.blobs / sha256
 
@@ -280,10 +286,10 @@ class Store:
                     blob.unlink(missing_ok=True)
             limit = (time.time() if now is None else now) - KEEP_PARTIAL
             for rest in _children(self.partial) if partial else ():
-                if rest.suffix == ".adopted" or rest.stat().st_mtime < limit:
+                if rest.suffix == ".adopted" or rest.lstat().st_mtime < limit:
                     size += _size(rest)
                     count += 1
-                    rest.unlink(missing_ok=True)
+                    _delete(rest)
             for lock in _children(self._locks) if partial else ():
                 if lock.name not in ("store.lock", "pulls.lock"):
                     lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
@@ -322,13 +328,22 @@ class Store:
         finally:
             lock.free()
 
+    def check_name(self, name: str) -> None:
+        """Nothing, if `name` can be one here: asked before a download and not after it.
+
+        Raises:
+            BadRequest: it is too long, or not printable.
+        """
+        self._name(name)
+
     def _name(self, name: str) -> Path:
         stem = quote(name, safe=" +@,=")
         stem = stem.replace(".", "%2E", 1) if stem.startswith(".") else stem
         if not name.strip() or len(stem) > MAX_NAME or any(ord(c) < 32 for c in name):
             raise BadRequest(
-                f"{name[:100]!r} cannot be a name in the store",
-                hint=f"1 to {MAX_NAME} printable characters",
+                f"{name[:100]!r} cannot be a name in the store: it must have 1 to {MAX_NAME}"
+                " printable characters, of which each `/`, `:` and `?` counts for three",
+                hint="`llmrr pull --name NAME …` keeps it under a shorter one",
             )
         return self._names / f"{stem}.json"
 
@@ -426,6 +441,23 @@ def _clone(source: Path, target: Path) -> bool:
         return False
 
 
+def _check_sound(stored: Stored) -> None:
+    """Nothing, if every path, hash and the main file could have been written here.
+
+    Raises:
+        ValueError: one could not; says which.
+    """
+    for file in stored.files:
+        try:
+            safe_path(file.path)
+        except BadResponse:
+            raise ValueError(f"the file name {file.path[:100]!r}") from None
+        if not _SHA256.fullmatch(file.sha256):
+            raise ValueError(f"{file.sha256[:80]!r} is no SHA-256")
+    if stored.main and stored.main not in {file.path for file in stored.files}:
+        raise ValueError(f"its main file {stored.main[:100]!r} is not among its files")
+
+
 def _common(stored: Stored) -> Path | None:
     """The folder outside the store that holds all files under their own names, if there is one."""
     roots = {_above(Path(f.place), f.path) if f.place else None for f in stored.files}
@@ -451,6 +483,14 @@ def _size(path: Path) -> int:
     """Bytes that deleting it gives back."""
     found = path.lstat()
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, or the folder that a killed check of a signature left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _gone(name: str, path: Path, what: str) -> ModelFileError:

@@ -22,6 +22,8 @@ from .manifest import Digest, RemoteFile, safe_path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED = (".part", ".journal", ".adopted")
+"""Endings of what `partial.py` and `pull.py` leave beside blobs when they are stopped."""
 TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This file marks a folder whose content can be fetched again (bford.info/cachedir).\n"
@@ -144,7 +146,8 @@ class HubCache:
         with contextlib.suppress(FileNotFoundError):
             if at.samefile(blob):
                 return at
-        draft = at.with_name(f".{at.name[:200]}.{os.getpid()}")
+        # Not its own name with an ending: that may be as long as a name can be.
+        draft = at.with_name(f".{blob.name[:40]}.{os.getpid()}")
         draft.unlink(missing_ok=True)
         try:
             draft.symlink_to(os.path.relpath(blob, at.parent))
@@ -198,6 +201,33 @@ class HubCache:
                 above.rmdir()  # only if it is empty
         self._tidy(repo)
         return freed
+
+    def prune(self, before: float) -> tuple[int, int]:
+        """Delete our own unfinished downloads that nobody has touched since `before`.
+
+        Args:
+            before: seconds since 1970.
+
+        Returns:
+            Files and bytes that are gone.
+        """
+        files = size = 0
+        for path in sorted(self.path.glob("models--*/blobs/*")):
+            if path.suffix not in _UNFINISHED:
+                continue
+            repo = path.parent.parent
+            lock = FileLock(self.path / ".locks" / repo.name / f"{path.name.split('.')[0]}.lock")
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                if found.st_mtime >= before or not lock.take():
+                    continue
+                try:
+                    path.unlink()
+                finally:
+                    lock.free()
+                files, size = files + 1, size + found.st_size
+                self._tidy(repo)
+        return files, size
 
     def _tidy(self, repo: Path) -> None:
         """Forget branches whose snapshot is gone, and a repository of which nothing is left."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from hashlib import sha256 as sha256_of
@@ -25,7 +26,7 @@ from llm_runner_router.refs import Ref
 from llm_runner_router.units import format_size
 
 from . import found
-from .blobs import Store, name_of, share
+from .blobs import KEEP_PARTIAL, Pruned, Store, name_of, share
 from .download import Downloader, Fetched, Silent, Watch
 from .hubcache import HubCache, folder
 from .locks import FileLock, waiting
@@ -80,6 +81,8 @@ class Puller:
             NotFound, UpstreamError, Unavailable, BadResponse: nothing has a new name then, and
                 what came is kept for the next time.
         """
+        called = name or name_of(ref)
+        self.store.check_name(called)
         async with AsyncExitStack() as stack:
             if source is None:
                 source = source_for(ref, self._environ)
@@ -94,7 +97,7 @@ class Puller:
             files = [await self._file(source, file, shelf) for file in manifest.files]
             files = self._remember_ours(files)
             stored = Stored(
-                name=name or name_of(ref),
+                name=called,
                 source=manifest.source,
                 files=tuple(files),
                 revision=manifest.revision,
@@ -108,17 +111,24 @@ class Puller:
             self._watch.say("writing manifest")
             await asyncio.to_thread(shelf.finish)
             await asyncio.to_thread(self.store.put, stored)
+            for kept_file in files:
+                _brought(self.store, kept_file.place).unlink(missing_ok=True)
         self._watch.say("success")
         kept = self.store.get(stored.name)
         assert kept is not None, "a name that was put is there"
         return kept
 
     def _remember_ours(self, files: list[StoredFile]) -> list[StoredFile]:
-        """What an earlier pull put outside the store is still ours."""
+        """What an earlier pull put outside the store is still ours, also if it was stopped."""
         ours = {f.place for stored in self.store.all() for f in stored.files if f.ours}
         return [
             msgspec.structs.replace(
-                file, ours=file.ours or (file.place in ours and bool(file.place))
+                file,
+                ours=file.ours
+                or (
+                    bool(file.place)
+                    and (file.place in ours or _brought(self.store, file.place).exists())
+                ),
             )
             for file in files
         ]
@@ -256,6 +266,10 @@ class HubShelf(Shelf):
         if new:
             self._hub.commit(self._repo, fetched.path, file)
         at = self._hub.point(self._repo, self._commit, file)
+        if new:
+            mark = _brought(self._store, str(at))
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         return StoredFile(file.path, fetched.size, fetched.sha256, str(at), ours=new)
 
     def finish(self) -> None:
@@ -274,6 +288,27 @@ def _key(file: RemoteFile) -> str:
     if file.digest is not None:
         return file.digest.hex
     return "url-" + sha256_of(file.url.encode()).hexdigest()
+
+
+def _brought(store: Store, place: str) -> Path:
+    """The mark of a file that a pull put outside the store, until a name remembers it.
+
+    Without it a pull that is stopped and started again would take its own first files for those of
+    another program, and `rm` would leave them.
+    """
+    return store.partial / f"brought-{sha256_of(place.encode()).hexdigest()[:32]}"
+
+
+def prune(store: Store, hub: HubCache, *, now: float | None = None) -> Pruned:
+    """`Store.prune`, and downloads into Hugging Face's cache that rest for as long.
+
+    Raises:
+        Unavailable, ModelFileError: as `Store.prune`.
+    """
+    now = time.time() if now is None else now
+    mine = store.prune(now=now)
+    files, size = hub.prune(now - KEEP_PARTIAL)
+    return Pruned(mine.files + files, mine.bytes + size)
 
 
 def remove(name: str, store: Store, hub: HubCache) -> tuple[Stored | None, int]:
@@ -295,4 +330,4 @@ def remove(name: str, store: Store, hub: HubCache) -> tuple[Stored | None, int]:
     return stored, freed
 
 
-__all__ = ["HubShelf", "Puller", "Shelf", "remove"]
+__all__ = ["HubShelf", "Puller", "Shelf", "prune", "remove"]
