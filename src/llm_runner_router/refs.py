@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -153,7 +154,11 @@ def _parse_address(text: str) -> Ref:
     page = _OLLAMA_PAGE.fullmatch(text)
     if page is not None and _OLLAMA.fullmatch(page[1]):
         return _parse_ollama(page[1], text)
-    if _URL.fullmatch(text) is None:
+    try:
+        sound = _URL.fullmatch(text) is not None and urlsplit(text).port != 0
+    except ValueError:  # brackets, or a port, that are none
+        sound = False
+    if not sound:
         raise BadRequest(f"{text!r} is no address", hint="for example https://host/model.gguf")
     return Ref("url", text)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -45,6 +46,8 @@ STALL_SECONDS = 30.0
 LONGEST_WAIT = 120.0
 """Seconds of a server's `Retry-After` that are waited; a longer one ends the download."""
 HASH_STEP = 8 * MIB
+SPARE = 64 * MIB
+"""Bytes that stay free on the disk."""
 ROUNDS = 2
 """How often a file is fetched from its start: once more when it was not what it should be."""
 
@@ -155,6 +158,9 @@ class Downloader:
                 problem = exc
                 partial.discard()
                 self._watch.say(f"{exc.message}; from the start")
+            except _NoRoom:
+                partial.discard()
+                raise
             finally:
                 partial.close()
         assert problem is not None, "a round ends in a file or a problem"
@@ -276,6 +282,8 @@ class Downloader:
                     break
                 if len(data) > part.left:
                     raise BadResponse(f"there is more of {file.path!r} than was said", hint=AGAIN)
+                if partial.size is None:
+                    await asyncio.to_thread(_check_room, partial, file)
                 await _whole(partial.write, index, data)
                 self._watch.advance(file.path, len(data))
                 hashing.grown()
@@ -285,6 +293,21 @@ class Downloader:
             raise StreamBroken(
                 f"{file.path!r} ended {format_size(part.left)} too early", hint=AGAIN
             )
+
+
+def _check_room(partial: Partial, file: RemoteFile) -> None:
+    """Nothing, if the disk has space: a body whose length nobody said may have no end."""
+    free = shutil.disk_usage(partial.path.parent).free
+    if free < SPARE:
+        raise _NoRoom(
+            f"{file.path!r} has {format_size(partial.done)} so far and no length, and the disk of"
+            f" `{partial.path.parent}` is full; nothing was kept",
+            hint="make room (`llmrr prune`), or take it from a server that tells its length",
+        )
+
+
+class _NoRoom(Unavailable):
+    """There is no space for a file that nobody knows the length of."""
 
 
 class _Wrong(RunnerError):

@@ -27,7 +27,7 @@ from llm_runner_router.units import format_size
 
 from . import found
 from .blobs import KEEP_PARTIAL, Pruned, Store, name_of, share
-from .download import Downloader, Fetched, Silent, Watch
+from .download import SPARE, Downloader, Fetched, Silent, Watch
 from .hubcache import HubCache, folder
 from .locks import FileLock, waiting
 from .manifest import Manifest, RemoteFile, Stored, StoredFile, check, hash_file
@@ -35,8 +35,6 @@ from .sources import Source, source_for
 
 PATIENCE = 6 * 3600.0
 """Seconds one download waits for another process that brings the same file."""
-SPARE = 64 << 20
-"""Bytes that stay free on the disk."""
 
 
 class Puller:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from msgspec import Struct
 
@@ -457,7 +457,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _redirect(
         self, to: str, extra: Mapping[str, str] | None = None, *, status: int = 302
     ) -> None:
-        self._send(status, b"", {"Location": to, **(extra or {})})
+        self._send(status, b"", {"Location": quote(to, safe=":/?&=%"), **(extra or {})})
 
     def _send(self, status: int, body: bytes, head: Mapping[str, str]) -> None:
         self._head(status, {**head, "Content-Length": str(len(body))})

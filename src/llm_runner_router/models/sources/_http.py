@@ -22,7 +22,7 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from llm_runner_router import __version__
 from llm_runner_router.errors import (
@@ -50,7 +50,13 @@ INSTANT = 0.01
 """Seconds a piece that is not full waits for more: handing it on costs two changes of thread."""
 CONNECT_SECONDS = 15.0
 SILENCE_SECONDS = 30.0
+HEAD_SECONDS = 60.0
+"""For connecting and the head of an answer: one that drips is never silent."""
+DOCUMENT_SECONDS = 120.0
+"""For the whole body of an answer that is read at once."""
 MAX_DOCUMENT = 64 << 20
+_QUOTED = "!#$%&'()*+,/:;=?@[]~"
+"""What an address may hold as it is, the percent signs of what is quoted already among it."""
 SECRETS = frozenset({"authorization", "cookie", "proxy-authorization"})
 TRUE = frozenset({"1", "on", "yes", "true"})
 
@@ -102,16 +108,19 @@ class Response:
         Raises:
             BadResponse: it is longer than `limit`.
             StreamBroken: it ends too early.
+            UpstreamTimeout: it takes longer than `DOCUMENT_SECONDS`.
         """
         pieces: list[bytes] = []
         size = 0
-        while piece := await self.read():
-            size += len(piece)
-            if size > limit:
-                raise BadResponse(f"{shown(self.url)} answers more than {limit} bytes", hint=ODD)
-            pieces.append(bytes(piece))
-        length = self.headers.get("content-length")
-        if length is not None and length.isdecimal() and size != int(length):
+        async with _deadline(self.url, DOCUMENT_SECONDS):
+            while piece := await self.read():
+                size += len(piece)
+                if size > limit:
+                    what = f"{shown(self.url)} answers more than {limit} bytes"
+                    raise BadResponse(what, hint=ODD)
+                pieces.append(bytes(piece))
+        length = number(self.headers.get("content-length"))
+        if length is not None and size != length:
             raise StreamBroken(
                 f"{shown(self.url)} ended after {size} of {length} bytes", hint=AGAIN
             )
@@ -121,9 +130,16 @@ class Response:
 class Http:
     """Makes exchanges. `environ` gives proxies; nothing else is read from it."""
 
-    def __init__(self, environ: Mapping[str, str], *, silence: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        silence: float = SILENCE_SECONDS,
+        patience: float = HEAD_SECONDS,
+    ) -> None:
         self._environ = environ
         self._silence = silence
+        self._patience = patience
         self._pool = ThreadPoolExecutor(32, "llmrr-http")
 
     def close(self) -> None:
@@ -153,7 +169,8 @@ class Http:
                 sent = {k: v for k, v in sent.items() if k.lower() not in SECRETS}
             exchange = _Exchange(url, self._environ, self._silence)
             try:
-                body = await self._run(exchange, lambda: exchange.ask(method, sent))  # noqa: B023  # runs now
+                async with _deadline(url, self._patience):
+                    body = await self._run(exchange, lambda: exchange.ask(method, sent))  # noqa: B023  # runs now
                 following = _redirect(body, url)
                 if following is None:
                     yield Response(exchange, url, lambda call: self._run(exchange, call))  # noqa: B023  # used within this turn
@@ -188,7 +205,7 @@ class _Exchange:
         self._aborted = False
 
     def ask(self, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        parts = urlsplit(self._url)
+        parts = urlsplit(quote(self._url, safe=_QUOTED))
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
         connection, extra, absolute = _dial(parts, self._environ)
         self._connection = connection
@@ -198,7 +215,8 @@ class _Exchange:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._check_wanted()
         if absolute:
-            target = parts._replace(fragment="").geturl()
+            host = parts.netloc.rpartition("@")[2]  # a password is not for the proxy
+            target = parts._replace(fragment="", netloc=host).geturl()
         connection.request(method, target, headers={**headers, **extra})
         self.response = connection.getresponse()
         self._check_wanted()
@@ -326,6 +344,22 @@ def retry_after(text: str | None, now: float) -> float | None:
     return None
 
 
+def number(text: str | None) -> int | None:
+    """The number of a header; None for anything else, also for one that no file could have."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+@asynccontextmanager
+async def _deadline(url: str, seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as exc:
+        raise UpstreamTimeout(
+            f"{shown(url)} did not finish its answer in {seconds:g} s", hint=AGAIN
+        ) from exc
+
+
 def validator(headers: Message) -> str:
     """What a continued download must meet again (RFC 9110, 13.1.5): a strong ETag, else a date."""
     etag = headers.get("etag", "") or ""
@@ -390,6 +424,8 @@ def _expected(
     where = shown(response.url)
     if ranged and response.status == 200:
         raise NoRanges(f"{where} cannot give parts of {what}", hint=AGAIN)
+    if not ranged and response.status == 206:
+        raise BadResponse(f"{where} gives a part of {what}, not the whole", hint=ODD)
     end = size if to_byte is None else to_byte
     expected = None if end is None else end - from_byte
     if ranged:
@@ -399,12 +435,13 @@ def _expected(
         good = start == str(from_byte) and (end is None or stop == str(end - 1))
         if not good or (size is not None and total not in ("*", str(size))):
             raise BadResponse(f"{where} gives the range {span!r} of {what}", hint=ODD)
-        if expected is None and stop.isdecimal():
-            expected = int(stop) + 1 - from_byte
-    length = headers.get("content-length", "")
-    if length.isdecimal() and expected is not None and int(length) != expected:
+        last = number(stop)
+        if expected is None and last is not None:
+            expected = last + 1 - from_byte
+    length = number(headers.get("content-length"))
+    if length is not None and expected is not None and length != expected:
         raise Changed(f"{where} has {length} bytes of {what} instead of {expected}", hint=AGAIN)
-    return int(length) if expected is None and length.isdecimal() else expected
+    return length if expected is None else expected
 
 
 def offline(environ: Mapping[str, str], *names: str) -> None:
@@ -420,7 +457,10 @@ def offline(environ: Mapping[str, str], *names: str) -> None:
 
 def shown(url: str) -> str:
     """An address for messages: without user, query and fragment, where secrets may stand."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that is none"
     host = parts.netloc.rpartition("@")[2]
     return f"`{parts.scheme}://{host}{parts.path}`"[:200]
 
@@ -442,19 +482,34 @@ def _redirect(response: http.client.HTTPResponse, url: str) -> str | None:
     """
     if response.status not in (301, 302, 303, 307, 308):
         return None
-    target = response.headers.get("location")
-    following = urljoin(url, target) if target else ""
-    old, new = urlsplit(url), urlsplit(following)
-    if new.scheme not in ("http", "https") or not new.hostname:
+    # Headers are read as Latin-1; what is no ASCII in an address is meant as the bytes it came as.
+    target = quote((response.headers.get("location") or "").encode("latin-1"), safe=_QUOTED)
+    old = urlsplit(url)
+    try:
+        following = urljoin(url, target) if target else ""
+        new = urlsplit(following)
+        usable = new.scheme in ("http", "https") and bool(new.hostname) and new.port != 0
+    except ValueError:  # brackets, or a port, that are none
+        usable = False
+    if not usable:
         raise BadResponse(f"{shown(url)} redirects to nothing usable", hint=ODD)
     if old.scheme == "https" and new.scheme == "http":
         raise BadResponse(f"{shown(url)} redirects to an unprotected address", hint=ODD)
     return following
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, (parts.hostname or "").lower(), parts.port
+def _origin(url: str) -> tuple[str, str, int]:
+    """What secrets belong to.
+
+    Raises:
+        ConnectFailed: it is no address.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as exc:
+        raise ConnectFailed(f"not an address: {exc}", hint=PROXY) from exc
+    return parts.scheme, (parts.hostname or "").lower(), port
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from email.message import Message
 from urllib.parse import unquote, urlsplit
 
 from llm_runner_router.errors import BadRequest
@@ -16,7 +17,7 @@ from llm_runner_router.models.manifest import Digest, Manifest, RemoteFile, chec
 from llm_runner_router.models.pick import split_names
 from llm_runner_router.refs import Ref
 
-from ._http import Http, body, check_status, offline, shown, validator
+from ._http import Http, body, check_status, number, offline, shown, validator
 
 _PIN = re.compile(r"sha256[=:-]([0-9a-fA-F]{64})")
 
@@ -47,20 +48,28 @@ class UrlSource:
         files = []
         for part in names:
             at = url if part == name else _sibling(url, part)
-            async with self._http.get(at, method="HEAD") as head:
-                check_status(head, f"file {part!r}", key="")
-                length = head.headers.get("content-length", "")
-                files.append(
-                    RemoteFile(
-                        part,
-                        int(length) if length.isdecimal() else None,
-                        Digest("sha256", pin[1].lower()) if pin else None,
-                        at,
-                        validator(head.headers),
-                    )
+            head = await self._head(at, part)
+            files.append(
+                RemoteFile(
+                    part,
+                    number(head.get("content-length")),
+                    Digest("sha256", pin[1].lower()) if pin else None,
+                    at,
+                    validator(head),
                 )
+            )
         notes = () if pin else (f"{shown(url)} gives no digest; it is trusted as it comes",)
         return check(Manifest(str(ref), "url", tuple(files), main=names[0], notes=notes))
+
+    async def _head(self, url: str, name: str) -> Message:
+        """The head of the answer; addresses that are signed for GET alone refuse to HEAD."""
+        for method in ("HEAD", "GET"):
+            async with self._http.get(url, method=method) as answer:
+                if method == "HEAD" and answer.status in (403, 405, 501):
+                    continue
+                check_status(answer, f"file {name!r}", key="")
+                return answer.headers
+        raise AssertionError("a GET ends in an answer or an error")
 
     def open(
         self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
