@@ -50,7 +50,8 @@ class _Kept:
         self.session = session
         self.tokens: list[int] = []
         self.sound = True
-        """What is in it is known; not so after a computation that failed."""
+        """What is in it is known; not so after a computation that failed, or a cut whose end
+        nobody saw."""
 
 
 class Held:
@@ -138,8 +139,11 @@ class Pool:
         length = min(common(kept.tokens, prompt), len(prompt) - 1)
         if len(kept.tokens) > length:
             wanted = length
+            # Whoever is cancelled in this wait never learns how much was cut.
+            kept.sound = False
             length = await self._turns.run(lambda: kept.session.rewind(wanted))
             del kept.tokens[length:]
+            kept.sound = True
         return length
 
 
