@@ -43,6 +43,26 @@ def test_without_temperature_the_likeliest_is_drawn(values: list[float], seed: i
     assert Sampler(settings).draw(logits) == int(np.argmax(logits))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 5e-324},
+        {"bias": {1: 1e300}, "temperature": 1e-3},
+        {"bias": {1: 3e38, 2: 1e300}},
+        {"bias": {token: float("-inf") for token in range(5)}},
+        {"repeat_penalty": 1e-300},
+    ],
+)
+def test_extreme_settings_draw_a_token(settings: dict[str, Any]) -> None:
+    sampler = Sampler(Settings(**{**OPEN, "seed": 1, **settings}), (0, 1))
+    assert 0 <= sampler.draw(EXAMPLE + 3) < len(EXAMPLE)
+
+
+def test_a_temperature_next_to_zero_is_zero() -> None:
+    assert drawn(EXAMPLE, 20, temperature=1e-40) == {0: 20}
+
+
 def test_the_logits_are_left_as_they_are() -> None:
     logits = EXAMPLE.copy()
     settings = Settings(bias={0: -5.0}, presence_penalty=1.0)

@@ -20,6 +20,9 @@ Allowed = NDArray[np.bool_]
 LAST = 64
 """Tokens that penalties look back on, the prompt's end among them."""
 
+MOST = 1e30
+"""Bound of a logit: what a request adds or divides by must leave numbers to compare."""
+
 
 class Settings(Struct, frozen=True):
     """How to draw; the defaults are llama.cpp's."""
@@ -75,7 +78,7 @@ class Sampler:
         changed = logits.astype(np.float32, copy=True)
         for token, bias in settings.bias.items():
             if 0 <= token < len(changed):
-                changed[token] += bias
+                changed[token] += min(max(bias, -MOST), MOST)
         if self._seen and (
             settings.repeat_penalty != 1.0
             or settings.presence_penalty
@@ -84,9 +87,11 @@ class Sampler:
             tokens, counts = np.unique(np.fromiter(self._seen, np.int64), return_counts=True)
             values = changed[tokens]
             repeat = settings.repeat_penalty
-            values = np.where(values > 0, values / repeat, values * repeat)
-            values -= counts * settings.frequency_penalty + settings.presence_penalty
+            with np.errstate(all="ignore"):
+                values = np.where(values > 0, values / repeat, values * repeat)
+                values -= counts * settings.frequency_penalty + settings.presence_penalty
             changed[tokens] = values
+        np.clip(changed, -MOST, MOST, out=changed)
         if allowed is not None:
             if not allowed.any():
                 raise ValueError("no token is allowed")
@@ -107,13 +112,15 @@ class Sampler:
             enough = int(np.searchsorted(np.cumsum(chances), settings.top_p)) + 1
             kept, chances = kept[:enough], chances[:enough]
         if settings.min_p > 0.0:
-            likely = chances >= settings.min_p * chances[0]
-            kept = kept[likely]
-        chances = softmax(logits[kept] / np.float32(settings.temperature))
+            kept = kept[chances >= settings.min_p * chances[0]]
+        likely = logits[kept].astype(np.float64)
+        with np.errstate(over="ignore"):  # next to zero: all but the likeliest become impossible
+            likely = (likely - likely.max()) / settings.temperature
+        chances = softmax(likely)
         return int(kept[self._random.choice(len(kept), p=chances)])
 
 
-def softmax(logits: Logits) -> NDArray[np.float64]:
+def softmax(logits: Logits | NDArray[np.float64]) -> NDArray[np.float64]:
     """Probabilities, shape as given; minus infinity is impossible."""
     powers = np.exp(logits.astype(np.float64) - float(np.max(logits)))
     return np.asarray(powers / powers.sum())
