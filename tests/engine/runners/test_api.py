@@ -294,6 +294,17 @@ async def test_embeddings_and_ranks() -> None:
         assert [r["index"] for r in ranked["results"]] == [1, 2]
 
 
+@pytest.mark.parametrize("wrong", [[1, 2, -1], [[1], [1, 100000]]])
+async def test_what_is_no_token_is_neither_embedded_nor_written(wrong: Any) -> None:
+    async with served() as (client, _):
+        status, body = await client.ask("/v1/embeddings", {"input": wrong})
+        assert (status, body["error"]["param"][:5]) == (400, "input")
+        assert "no token" in body["error"]["message"]
+        tokens = wrong[-1] if isinstance(wrong[-1], list) else wrong
+        status, body = await client.ask("/detokenize", {"tokens": tokens})
+        assert (status, body["error"]["param"]) == (400, "tokens")
+
+
 async def test_tokens() -> None:
     async with served() as (client, _):
         _, body = await client.ask("/tokenize", {"content": "hé"})

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -125,11 +125,9 @@ class Api:
         tokens = asked.prompt
         if isinstance(tokens, str):
             tokens = self._loaded.vocabulary.encode(tokens, begin=True)
-        assert tokens is not None
-        wrong = [t for t in tokens if not 0 <= t < self._loaded.vocabulary.size]
-        if wrong or not tokens:
-            said = f"there is no token {wrong[0]}" if wrong else "the prompt has no tokens"
-            raise Refusal(said, param="prompt")
+        if not tokens:
+            raise Refusal("the prompt has no tokens", param="prompt")
+        self._check(tokens, "prompt")
         await self._answer(asked, tokens, _Completion(self._order.name), reply, frozenset())
 
     async def _answer(
@@ -213,6 +211,8 @@ class Api:
     def _tokens(self, text: str | list[int], index: int) -> list[int]:
         if isinstance(text, str):
             text = self._loaded.vocabulary.encode(text, begin=True)
+        else:
+            self._check(text, f"input[{index}]")
         if not text:
             raise Refusal("there is nothing to embed", param=f"input[{index}]")
         if len(text) > self._order.context:
@@ -223,6 +223,13 @@ class Api:
                 param=f"input[{index}]",
             )
         return text
+
+    def _check(self, tokens: Sequence[int], param: str) -> None:
+        """Raise `Refusal` for what is no token of the model."""
+        size = self._loaded.vocabulary.size
+        wrong = next((token for token in tokens if not 0 <= token < size), None)
+        if wrong is not None:
+            raise Refusal(f"there is no token {wrong}", param=param)
 
     async def _rerank(self, request: Request, reply: Reply) -> None:
         body = _decoded(request.body, RerankBody)
@@ -256,6 +263,7 @@ class Api:
 
     async def _detokenize(self, request: Request, reply: Reply) -> None:
         body = _decoded(request.body, TextBody)
+        self._check(body.tokens, "tokens")
         pieces = [self._loaded.vocabulary.piece(token) for token in body.tokens]
         reply.json({"content": b"".join(pieces).decode("utf-8", "replace")})
 
