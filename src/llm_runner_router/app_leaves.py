@@ -81,6 +81,10 @@ class AppLeaves:
         model = resolve(ref, environ=self._environ, format=facts.format)
         if facts.quantization is not None:
             model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
+        if facts.draft is not None:
+            draft = resolve(refs.parse(facts.draft), environ=self._environ)
+            # Under its own name: beside it, the same file may run without a draft.
+            model = msgspec.structs.replace(model, name=name, draft=draft)
         if facts.engine is not None:
             load_engine(facts.engine)  # a name that does not exist is told now
             # Under its own name: the same file may run on another engine beside it.

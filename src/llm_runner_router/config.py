@@ -123,6 +123,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     is."""
     engine: str | None = None
     """With a `target` that is a local model: the engine that must run it."""
+    draft: str | None = None
+    """With a `target` that is a local model: a small local model with the same tokenizer that
+    guesses ahead for it, while that is measured to pay (`engine.speculate`)."""
     options: dict[str, str | int | float | bool] = {}
     """With `engine`: what to tell it, for example `dtype: bfloat16` for `torch`."""
     adopt: Adopt | None = None
@@ -187,9 +190,9 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """Context in tokens per request; default is what the model was trained for."""
     kv_type: Literal["f16", "q8_0"] = "f16"
     """How keys and values are kept: `q8_0` takes half the memory and rounds them to 8 bits."""
-    speculate: Literal["auto", "ngram", "off"] = "auto"
-    """Guess tokens ahead from the text's own n-grams: where that was measured to pay, always, or
-    never."""
+    speculate: Literal["auto", "ngram", "draft", "off"] = "auto"
+    """Guess tokens ahead, with a model's `draft` or from the text's own n-grams: where that was
+    measured to pay, always from n-grams, always with the draft (if there is one), or never."""
     saved_prompts: Annotated[Bytes, Meta(ge=0)] = 1 << 30
     """Bytes on disk for prompts already computed by models that were unloaded, so that their next
     load need not compute them again; 0 keeps none. They are deleted when the server ends."""

@@ -119,6 +119,17 @@ def _mlp_width(info: ModelInfo) -> int:
     return max(2 * info.width, min(8 * info.width, found))
 
 
+def draft_bytes(draft: ModelInfo, tokens: int, slots: int) -> int:
+    """Bytes of a model that guesses for another: it has the other's context and slots.
+
+    Its keys and values are F16 whatever the other's are. Whether its file is mapped follows the
+    other's, so weights that are repacked are counted twice.
+    """
+    kept = kv_bytes(draft, tokens) * slots
+    work = work_bytes(draft, tokens, slots=slots)
+    return draft.bytes + _repacked(draft) + kept + work
+
+
 def place(
     info: ModelInfo,
     *,
@@ -127,6 +138,7 @@ def place(
     budget: int,
     embed: bool = False,
     kv_type: KvType = "f16",
+    draft: ModelInfo | None = None,
 ) -> Placement:
     """Context and slots for a model within `budget` bytes.
 
@@ -137,6 +149,7 @@ def place(
             half the budget.
         embed: for embeddings, which are computed whole and keep no cache worth counting.
         kv_type: how keys and values are kept.
+        draft: a model that may guess for it in the same process.
 
     Returns:
         The placement; its bytes may exceed the budget, which the scheduler refuses with both
@@ -154,7 +167,9 @@ def place(
 
     def total() -> int:
         kept = kv_bytes(info, tokens, kv_type) * slots + _prompt_cache(info, tokens, kv_type)
-        return PROCESS + weight_bytes(info) + kept + work_bytes(info, tokens, slots=slots)
+        beside = draft_bytes(draft, tokens, slots) if draft is not None else 0
+        work = work_bytes(info, tokens, slots=slots)
+        return PROCESS + weight_bytes(info) + kept + work + beside
 
     if context is None:
         while tokens > LEAST_CONTEXT and total() > budget // 2:
@@ -170,12 +185,17 @@ def _prompt_cache(info: ModelInfo, tokens: int, kv_type: KvType) -> int:
     return max(8 << 20, min(256 << 20, 2 * kv_bytes(info, tokens, kv_type)))
 
 
-def grows(info: ModelInfo, placement: Placement) -> int:
+def grows(info: ModelInfo, placement: Placement, draft: ModelInfo | None = None) -> int:
     """Bytes that a loaded model may still take beyond what was measured right after its load.
 
     Keys and values, kept prompts and work buffers are not there before they are written. What was
-    written already is counted twice, so measured and this together are an upper bound.
+    written already is counted twice, so measured and this together are an upper bound. `draft` is
+    the model that guesses for it, if it is loaded beside it.
     """
     kept = kv_bytes(info, placement.context, placement.kv_type) * placement.slots
     work = work_bytes(info, placement.context, slots=placement.slots)
-    return kept + placement.prompt_cache + work
+    beside = 0
+    if draft is not None:
+        beside = kv_bytes(draft, placement.context) * placement.slots
+        beside += work_bytes(draft, placement.context, slots=placement.slots)
+    return kept + placement.prompt_cache + work + beside

@@ -17,7 +17,7 @@ from .base import Purpose as Purpose
 from .effects import Group, Left, Need
 from .fit import Placement
 from .prompts import Counts, Saved
-from .speculate import Pace, Timings
+from .speculate import Guesses, Pace, Timings
 from .threads import CpuPlan
 from .worker import Worker
 
@@ -57,6 +57,8 @@ class Known:
         self.speed: float | None = None
         self.pace = Pace()
         self.prompts = Counts()
+        self.draft_checked = False
+        """Its draft model was seen to have the same tokens."""
 
     @property
     def need(self) -> Need:
@@ -85,8 +87,8 @@ class Live:
         self.since = 0.0
         self.load_seconds = 0.0
         self.from_spare = False
-        self.guesses = False
-        """It guesses tokens ahead."""
+        self.guesses: Guesses = ""
+        """How it guesses tokens ahead."""
         self.restored: dict[int, Saved] = {}
         """Prompts it was given, by slot."""
         self.task: asyncio.Task[None] | None = None
@@ -116,7 +118,7 @@ class Lease:
     def timed(self, told: Timings) -> None:
         """Tell how fast an answer was read and written."""
         known, speed = self._live.known, told.predicted_per_second
-        known.pace = known.pace.after(told)
+        known.pace = known.pace.after(told, self._live.guesses)
         if told.predicted_n > 1:  # a single one is all reading
             before = known.speed if known.speed is not None else speed
             known.speed = before + SMOOTH * (speed - before)

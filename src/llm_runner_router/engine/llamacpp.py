@@ -82,10 +82,17 @@ def place(
     budget: int,
     embed: bool = False,
     kv_type: KvType = "f16",
+    draft: ModelInfo | None = None,
 ) -> Placement:
     """See `fit.place`, which measures this engine."""
     return fit.place(
-        info, slots=slots, context=context, budget=budget, embed=embed, kv_type=kv_type
+        info,
+        slots=slots,
+        context=context,
+        budget=budget,
+        embed=embed,
+        kv_type=kv_type,
+        draft=draft,
     )
 
 
@@ -110,6 +117,19 @@ def guessing(order: dict[str, Any]) -> dict[str, Any]:
     """
     kinds = {"enums": ["common_speculative_type", ["COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K"]]}
     return order | {"params": order["params"] | {"speculative.types": kinds}}
+
+
+def drafting(order: dict[str, Any], draft: LocalModel) -> dict[str, Any]:
+    """`order`, with guesses ahead by `draft`, on as many threads as the model has."""
+    params = order["params"]
+    kinds = {"enums": ["common_speculative_type", ["COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE"]]}
+    more = {
+        "speculative.types": kinds,
+        "speculative.draft.mparams.path": str(draft.path),
+        "speculative.draft.cpuparams.n_threads": params["cpuparams.n_threads"],
+        "speculative.draft.cpuparams_batch.n_threads": params["cpuparams_batch.n_threads"],
+    }
+    return order | {"params": params | more}
 
 
 def parameters(

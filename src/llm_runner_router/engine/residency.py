@@ -32,8 +32,8 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import base, devices, fit, llamacpp, speculate, threads
-from .effects import Effect, Grant, Group, Limits, Refuse, Start, Stop
+from . import base, devices, drafts, fit, llamacpp, placing, speculate, threads
+from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose
 from .live import key as key_of
@@ -359,13 +359,11 @@ class Residency:
         if live.stop.is_set():
             return
         key = secrets.token_urlsafe(24)
-        folder = self._prompts.folder() if _saves(known) else None
+        folder = self._prompts.folder() if placing.is_fast(known) else None
         order = known.engine.order(known.model, plan, known.placement, key, known.purpose)
         if folder is not None:
             order = llamacpp.saving(order, folder)
-        live.guesses = self._guesses(known)
-        if live.guesses:
-            order = llamacpp.guessing(order)
+        order = await self._guessing(live, order)
         try:
             report = await worker.load(order, self._settings.load_timeout)
         except LoadFailed:
@@ -421,21 +419,37 @@ class Residency:
         if not live.stop.is_set():
             live.crash = live.worker.crashed()
 
-    def _guesses(self, known: Known) -> bool:
-        """A runner of `known` would guess ahead if it were started now."""
-        able = known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
-        size = known.model.info.bytes
-        return able and speculate.wanted(self._settings.speculate, known.pace, size)
+    def _guesses(self, known: Known, now: speculate.Guesses = "") -> speculate.Guesses:
+        """How a runner of `known` would guess ahead if it were started now; `now`: as it does."""
+        if not placing.is_fast(known):
+            return ""
+        draft = known.model.draft is not None
+        mode, size = self._settings.speculate, known.model.info.bytes
+        return speculate.wanted(mode, known.pace, size, draft=draft, now=now)
+
+    async def _guessing(self, live: Live, order: dict[str, Any]) -> dict[str, Any]:
+        """`order`, with the guesses that pay now."""
+        known, draft = live.known, live.known.model.draft
+        if draft is not None and placing.is_fast(known) and not known.draft_checked:
+            # Before it is needed: a wrong one is told at once, not when it would begin to pay.
+            await asyncio.to_thread(drafts.check, known.model, draft)
+            known.draft_checked = True
+        live.guesses = self._guesses(known)
+        if live.guesses == "draft" and draft is not None:
+            return llamacpp.drafting(order, draft)
+        return llamacpp.guessing(order) if live.guesses else order
 
     def _measure(self, number: int, live: Live) -> None:
         """Replace the estimate of a runner's memory by what it takes and may still take."""
         known, worker = live.known, live.worker
-        if known.engine.RUNNER != llamacpp.RUNNER or known.purpose != "chat" or worker is None:
+        if not placing.is_fast(known) or worker is None:
             return  # how others grow is not known
         taken = worker.memory()
         if not taken:
             return
-        most = taken + fit.grows(known.model.info, known.placement)
+        draft = known.model.draft if live.guesses == "draft" else None
+        beside = draft.info if draft is not None else None
+        most = taken + fit.grows(known.model.info, known.placement, beside)
         self._post(partial(self._scheduler.on_measured, number, most))
         if taken > known.placement.bytes:
             _log.warning(
@@ -450,7 +464,7 @@ class Residency:
         known = live.known
         if not live.stop.is_set():
             await self._prompts.drop_restored(live)
-        elif live.why in ("evicted", "idle", "replaced") and _saves(known):
+        elif live.why in ("evicted", "idle", "replaced") and placing.is_fast(known):
             await self._prompts.save(live, HURRY if live.why == "evicted" else CALM)
         heir = self._heir(known) if live.why == "replaced" else None
         if heir is not None:
@@ -479,24 +493,14 @@ class Residency:
         known = self._known.get(key_of(model.name, purpose)) or self._known.get(
             key_of(model.name, "chat")
         )
-        if known is None or known.model != model or not _serves(known, purpose):
+        if known is None or known.model != model or not placing.serves(known, purpose):
             engine = self._engines.get_best(model, purpose=purpose)
             if "one_process" in engine.FEATURES:
                 purpose = "chat"
-            key = key_of(model.name, purpose)
-            place = engine.place
-            if engine.RUNNER == llamacpp.RUNNER:
-                place = partial(llamacpp.place, kv_type=self._settings.kv_type)
-            placement = place(
-                model.info,
-                slots=self._settings.slots,
-                context=self._settings.context,
-                budget=self._scheduler.limits.budget,
-                embed=purpose == "embed",
+            made = placing.known(
+                model, purpose, engine, self._settings, budget=self._scheduler.limits.budget
             )
-            pinned = purpose == "chat" and _is_named(model.name, self._settings.pin)
-            groups = _groups(model.name, self._settings)
-            known = self._known[key] = Known(model, purpose, engine, placement, pinned, groups)
+            known = self._known[key_of(model.name, purpose)] = made
         return known
 
     def _plan(self, known: Known, pid: int | None) -> threads.CpuPlan:
@@ -533,7 +537,9 @@ class Residency:
             if live.known.engine.RUNNER != llamacpp.RUNNER:
                 continue  # the plans were measured with that engine; others load for seconds
             wanted = self._plan(live.known, live.worker.pid)
-            other = live.endpoint is not None and live.guesses != self._guesses(live.known)
+            other = live.endpoint is not None and live.guesses != self._guesses(
+                live.known, live.guesses
+            )
             if self._retune.observe(view.key, live.plan, wanted, now) or other:
                 self._post(partial(self._scheduler.on_replan, view.key))
 
@@ -568,29 +574,7 @@ def _log_file(folder: Path, known: Known) -> Path:
     return folder / f"{name}.{known.purpose}.log"
 
 
-def _saves(known: Known) -> bool:
-    """Its runner can save a slot to a file."""
-    return known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
-
-
-def _groups(name: str, settings: Engine) -> tuple[Group, ...]:
-    return tuple(
-        Group(title, group.at_once)
-        for title, group in settings.groups.items()
-        if _is_named(name, group.models)
-    )
-
-
-def _serves(known: Known, purpose: Purpose) -> bool:
-    """A process for `known` does what `purpose` asks for."""
-    return known.purpose == purpose or "one_process" in known.engine.FEATURES
-
-
 def _endpoint(report: Report, key: str, known: Known) -> Endpoint:
     """Where a runner answers, as it reported; `key` is what it was told to ask for."""
     name = report.model or known.model.name
     return Endpoint(f"{report.address}/v1", report.api_key or key, name)
-
-
-def _is_named(name: str, pins: tuple[str, ...]) -> bool:
-    return name in pins or name.removeprefix("zoo:") in pins

@@ -48,7 +48,10 @@ class RunnerStatus(Struct, frozen=True):
     tokens_restored: int = 0
     guesses: bool = False
     """It guesses tokens ahead (`engine.speculate`)."""
+    draft: str = ""
+    """The model that guesses for it, while it does."""
     guessed: int = 0
+    """Tokens guessed by n-grams and by its draft model, since it was asked for first."""
     guessed_right: int = 0
     predicted: int = 0
     """Memory it was expected to take at most; `reserved` may be less once it was measured."""
@@ -93,6 +96,7 @@ def _without(known: Known, view: ModelView, state: str) -> RunnerStatus:
 def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerStatus:
     known, plan, worker = live.known, live.plan, live.worker
     ready = live.endpoint is not None
+    draft = known.model.draft
     return RunnerStatus(
         name=known.model.name,
         purpose=known.purpose,
@@ -119,9 +123,10 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         prompts_restored=known.prompts.restored,
         tokens_restored=known.prompts.tokens,
         made_room=runner.made_room,
-        guesses=live.guesses,
-        guessed=known.pace.guessed,
-        guessed_right=known.pace.right,
+        guesses=bool(live.guesses),
+        draft=draft.name if draft is not None and live.guesses == "draft" else "",
+        guessed=known.pace.guessed + known.pace.drafted,
+        guessed_right=known.pace.right + known.pace.drafted_right,
         predicted=known.placement.bytes,
         failures=view.restarts,
         last_error=view.last_error,

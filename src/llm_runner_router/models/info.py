@@ -75,3 +75,5 @@ class LocalModel(Struct, frozen=True):
     quantization: str | None = None
     """The mix that is wanted of its weights, for example `q4_k_m`, or `dynamic`; None is what the
     file has."""
+    draft: LocalModel | None = None
+    """A small model with the same tokens that may guess ahead for it."""

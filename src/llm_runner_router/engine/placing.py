@@ -1,0 +1,63 @@
+"""What is to be known of a model once it is asked for: memory, pins, groups. Pure.
+
+Knows: the settings. Does not know: processes, who is loaded.
+"""
+
+from __future__ import annotations
+
+from llm_runner_router.config import Engine as Settings
+from llm_runner_router.models.info import LocalModel
+
+from . import base, llamacpp
+from .effects import Group
+from .fit import Placement
+from .live import Known, Purpose
+
+
+def known(
+    model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, *, budget: int
+) -> Known:
+    """`model` for `purpose`, placed within `budget` bytes as `engine` counts them."""
+    pinned = purpose == "chat" and _is_named(model.name, settings.pin)
+    placement = _place(model, purpose, engine, settings, budget)
+    return Known(model, purpose, engine, placement, pinned, _groups(model.name, settings))
+
+
+def serves(known: Known, purpose: Purpose) -> bool:
+    """A process for `known` does what `purpose` asks for."""
+    return known.purpose == purpose or "one_process" in known.engine.FEATURES
+
+
+def is_fast(known: Known) -> bool:
+    """Its runner is llama.cpp with a model that answers: its slots can be saved, it can guess."""
+    return known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
+
+
+def _place(
+    model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, budget: int
+) -> Placement:
+    slots, context, embed = settings.slots, settings.context, purpose == "embed"
+    if engine.RUNNER != llamacpp.RUNNER:
+        return engine.place(model.info, slots=slots, context=context, budget=budget, embed=embed)
+    drafts = model.draft is not None and settings.speculate in ("auto", "draft") and not embed
+    return llamacpp.place(
+        model.info,
+        slots=slots,
+        context=context,
+        budget=budget,
+        embed=embed,
+        kv_type=settings.kv_type,
+        draft=model.draft.info if model.draft is not None and drafts else None,
+    )
+
+
+def _groups(name: str, settings: Settings) -> tuple[Group, ...]:
+    return tuple(
+        Group(title, group.at_once)
+        for title, group in settings.groups.items()
+        if _is_named(name, group.models)
+    )
+
+
+def _is_named(name: str, names: tuple[str, ...]) -> bool:
+    return name in names or name.removeprefix("zoo:") in names
