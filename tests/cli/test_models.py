@@ -17,6 +17,7 @@ from random import Random
 
 import pytest
 
+from llm_runner_router.cli import output
 from llm_runner_router.cli.pulling import Lines
 from llm_runner_router.models.resolve import ZOO
 from llm_runner_router.testing import FakeHub, Fault
@@ -342,3 +343,27 @@ def test_lines_are_safe() -> None:
     said: list[str] = []
     Lines(said.append).say("a\x1b[2Jb")
     assert said == ["a[2Jb"]
+
+
+def test_names_from_strangers_stay_in_their_line(hub: FakeHub, llmrr: Run, tmp_path: Path) -> None:
+    """A repository's list, and a file whose name is no UTF-8 beside other programs' models."""
+    hub.repo("org/odd", {"a\x1b[2J\u202egpj.txt": b"x", "b\nerror: done": b"x"})
+    told = llmrr("pull", "hf:org/odd", "-q")
+    assert told.code == 1
+    assert "gpj.txt" in told.err
+    assert not {"\x1b", "\u202e"} & set(told.err)
+    assert len(told.err.splitlines()) == 2
+    repo = tmp_path / ".lmstudio/models/org/repo"
+    repo.mkdir(parents=True)
+    (repo / "m\n\x1b]0;x.gguf").write_bytes(MATH)
+    Path(os.fsdecode(bytes(repo) + b"/\xff.gguf")).write_bytes(MATH)
+    listed = llmrr("ls", "--all")
+    assert listed.code == 0
+    assert len(listed.out.splitlines()) == 3
+    assert "\x1b" not in listed.out
+    assert {f["size"] for f in json.loads(llmrr("ls", "--all", "--json").out)} == {len(MATH)}
+
+
+def test_lines_lose_what_steers_and_nothing_else() -> None:
+    assert output.line("a\x1b[31m\x9bb\u202ec\r\nd\te\ud800") == "a[31mbc d e\ufffd"
+    assert output.line("Grüße 日本 \u200fשלום") == "Grüße 日本 \u200fשלום"

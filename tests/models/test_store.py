@@ -215,6 +215,8 @@ def test_names_are_listed_without_opening(store: Store, tmp_path: Path) -> None:
         "C:\\a",
         "a\x00b",
         "a\nb",
+        "a\x9bb",
+        "a\u202eb",
         "con",
         "aux.gguf",
         "a/nul",

@@ -37,7 +37,7 @@ def command(model: str, name: str) -> int:
             )
             stored = msgspec.structs.replace(stored, files=files)
         path = store.put(stored)
-    print(f"{output.safe(name)} is {path}")
+    print(output.line(f"{name} is {path}"))
     return 0
 
 

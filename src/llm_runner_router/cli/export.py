@@ -55,5 +55,6 @@ def command(model: str, folder: Path) -> int:
         ) from exc
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    print(f"{output.safe(model)}: {len(stored.files)} files, {format_size(stored.size)}, {folder}")
+    told = f"{model}: {len(stored.files)} files, {format_size(stored.size)}, {folder}"
+    print(output.line(told))
     return 0

@@ -134,7 +134,7 @@ def _print(facts: Facts, *, why: bool) -> None:
     info = found.info
     output.pairs(_about(found.path, info))
     for note in info.notes:
-        print(f"note: {output.safe(note)}")
+        print(f"note: {output.line(note)}")
     if found.classes:
         print("\nweights")
         output.pairs([(name, _types(types)) for name, types in found.classes.items()], "  ")
@@ -155,17 +155,17 @@ def _print(facts: Facts, *, why: bool) -> None:
         print("\n".join(f"  {line}" for line in output.safe(facts.prompt).split("\n")))
     if why:
         print("\nrecognised")
-        print("\n".join(f"  {output.safe(line)}" for line in found.trail))
+        print("\n".join(f"  {output.line(step)}" for step in found.trail))
 
 
 def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
     heads = f"{info.heads}, {info.kv_heads} of keys and values" if info.heads else ""
     experts = f"{info.experts}, {info.experts_used} used per token" if info.experts else ""
     return [
-        ("path", output.safe(path)),
+        ("path", path),
         ("format", info.format),
-        ("name", output.safe(info.name)),
-        ("architecture", output.safe(info.architecture)),
+        ("name", info.name),
+        ("architecture", info.architecture),
         ("for", info.task),
         ("parameters", output.count(info.parameters) if info.parameters else ""),
         ("quantisation", info.quantisation),
@@ -177,9 +177,9 @@ def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
         ("heads", heads),
         ("experts", experts),
         ("vocabulary", f"{info.vocabulary} tokens" if info.vocabulary else ""),
-        ("tokenizer", output.safe(info.tokenizer)),
+        ("tokenizer", info.tokenizer),
         ("output", "shares the embedding's weights" if info.tied else ""),
-        ("license", output.safe(info.license)),
+        ("license", info.license),
     ]
 
 
@@ -193,4 +193,4 @@ def _verdict(verdict: Verdict) -> str:
     lacks = f"; {', '.join(verdict.missing)} is not installed" if verdict.missing else ""
     named = "; only when named with `engine:`" if verdict.by_name else ""
     step = f" ({verdict.hint})" if verdict.hint and not verdict.can else ""
-    return output.safe(f"{word}: {verdict.why}{lacks}{named}{step}")
+    return f"{word}: {verdict.why}{lacks}{named}{step}"

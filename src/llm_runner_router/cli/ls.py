@@ -61,7 +61,7 @@ def _files(as_json: bool) -> int:
     if as_json:
         output.json(found)
         return 0
-    rows = [(output.safe(f.name), format_size(f.size), f.owner, output.safe(f.path)) for f in found]
+    rows = [(f.name, format_size(f.size), f.owner, f.path) for f in found]
     output.table(("MODEL", "SIZE", "OF", "PATH"), rows, numbers=("SIZE",))
     return 0
 
@@ -79,12 +79,18 @@ def files() -> list[File]:
             path = str(store.path_of(stored))
         except RunnerError as exc:
             path = f"({exc.message})"
-        listed.append(File(stored.name, stored.size, "store", path))
+        listed.append(File(stored.name, stored.size, "store", _printable(path)))
     known = {file.path for file in listed}
     for other in everything(os.environ):
         if str(other.path) not in known:
-            listed.append(File(other.name, other.size, other.owner, str(other.path)))
+            name, path = _printable(other.name), _printable(str(other.path))
+            listed.append(File(name, other.size, other.owner, path))
     return listed
+
+
+def _printable(path: str) -> str:
+    """`path` as text that JSON can hold; a file's name may be bytes that are none."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def cards(where: Place) -> list[ModelCard]:
@@ -146,7 +152,7 @@ def _row(card: ModelCard) -> tuple[str, ...]:
     price = card.price
     virtual = bool(card.strategy)
     return (
-        output.safe(card.name),
+        card.name,
         kind(card),
         output.count(card.parameters) if card.parameters else "",
         str(card.context) if card.context else "",

@@ -15,6 +15,9 @@ from typing import TextIO
 import msgspec
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_BREAKS = re.compile(r"[\t-\r\x85\u2028\u2029]+")
+_TURNS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _COLOURS = {"error": "31;1", "hint": "36", "warning": "33;1", "ok": "32", "fail": "31;1"}
 
 
@@ -30,12 +33,21 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 def note(kind: str, text: str) -> None:
     """`kind: text` on standard error; kinds are `error`, `hint`, `warning`."""
-    print(f"{paint(kind, kind, sys.stderr)}: {text}", file=sys.stderr)
+    print(f"{paint(kind, kind, sys.stderr)}: {line(text)}", file=sys.stderr)
 
 
 def safe(text: str) -> str:
-    """`text` without control characters: a model must not be able to steer the terminal."""
-    return _CONTROLS.sub("", text)
+    """`text` without control characters: a model must not be able to steer the terminal.
+
+    Bytes of a file name that are no UTF-8 come as halves of characters, which cannot be printed.
+    """
+    return _HALVES.sub("\ufffd", _CONTROLS.sub("", text))
+
+
+def line(text: str) -> str:
+    """A name or another fact as part of one line: as `safe`, without line breaks, and without the
+    marks that turn the direction of what follows, with which `a.exe` can be shown as `exe.a`."""
+    return safe(_TURNS.sub("", _BREAKS.sub(" ", text)))
 
 
 def dim(text: str) -> None:
@@ -53,8 +65,10 @@ def table(
 ) -> None:
     """Rows under a head; columns named in `numbers` are aligned to the right.
 
-    Plain columns, two spaces apart and never cut, when standard output is no terminal.
+    Plain columns, two spaces apart and never cut, when standard output is no terminal. Cells are
+    shown as `line` gives them.
     """
+    rows = [[line(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         widths = [max(len(str(r[i])) for r in (head, *rows)) for i in range(len(head))]
         for row in (head, *rows):
@@ -77,7 +91,8 @@ def table(
 
 
 def pairs(rows: Sequence[tuple[str, str]], indent: str = "") -> None:
-    """`name   value` lines; empty values are left out."""
+    """`name   value` lines, as `line` gives them; empty values are left out."""
+    rows = [(line(name), line(value)) for name, value in rows]
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         if value:

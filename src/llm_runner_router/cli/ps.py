@@ -42,7 +42,7 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
     speed = runner.get("tokens_per_second")
     memory = runner.get("memory")
     return (
-        output.safe(str(runner.get("name", ""))),
+        str(runner.get("name", "")),
         str(runner.get("state", "")),
         str(runner.get("engine", "")),
         _number(runner.get("pid")),

@@ -50,7 +50,7 @@ def command(
         output.json(pulled)
         return 0
     for stored in pulled:
-        print(f"{output.safe(stored.name)}  {format_size(stored.size)}")
+        print(f"{output.line(stored.name)}  {format_size(stored.size)}")
     return 0
 
 

@@ -97,7 +97,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """See `Watch`."""
-        self._write(output.safe(line))
+        self._write(output.line(line))
 
     def begin(self, name: str, size: int | None, done: int) -> None:
         """See `Watch`."""
@@ -182,14 +182,14 @@ class _Bars:
         """See `Watch`."""
         from rich.text import Text
 
-        self._progress.console.print(Text(output.safe(line)))
+        self._progress.console.print(Text(output.line(line)))
 
     def begin(self, name: str, size: int | None, done: int) -> None:
         """See `Watch`."""
         if name in self._tasks:
             self._progress.remove_task(self._tasks[name])
         # Square brackets would be read as markup.
-        text = output.safe(name).replace("[", r"\[")
+        text = output.line(name).replace("[", r"\[")
         self._done[name] = done
         self._tasks[name] = self._progress.add_task(text, total=size, completed=done)
 

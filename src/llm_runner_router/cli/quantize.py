@@ -221,7 +221,7 @@ def _show(
 
 def _rows(report: Report) -> list[tuple[str, ...]]:
     return [
-        (output.safe(t.name), t.after, format_size(t.bytes_after), f"{t.error:.3%}",
+        (t.name, t.after, format_size(t.bytes_after), f"{t.error:.3%}",
          "" if t.weighted is None else f"{t.weighted:.3%}")
         for t in report.tensors
     ]  # fmt: skip
@@ -237,7 +237,7 @@ def _classes(report: Report) -> list[tuple[str, ...]]:
     for (role, kind), some in groups.items():
         weighed = [t.weighted for t in some if t.weighted is not None]
         rows.append(
-            (output.safe(role), kind, format_size(sum(t.bytes_after for t in some)),
+            (role, kind, format_size(sum(t.bytes_after for t in some)),
              f"{_mean([t.error for t in some]):.3%}", f"{_mean(weighed):.3%}" if weighed else "")
         )  # fmt: skip
     return rows

@@ -45,5 +45,5 @@ def command(models: tuple[str, ...]) -> int:
             continue
         kept = stored is not None and any(file.place and not file.ours for file in stored.files)
         tail = "; its files stay where another program put them" if kept else ""
-        print(f"removed {output.safe(model)}, {format_size(freed)} freed{tail}")
+        print(f"removed {output.line(model)}, {format_size(freed)} freed{tail}")
     return failed

@@ -169,10 +169,10 @@ def _told_by(name: str) -> int:
 
 def _row(found: Hit) -> tuple[str, ...]:
     return (
-        output.safe(found.name),
+        found.name,
         output.count(found.parameters) if found.parameters else "",
         format_size(found.bytes) if found.bytes else "",
-        output.safe(found.license),
+        found.license,
         output.count(found.downloads),
         found.runs,
     )

@@ -159,7 +159,7 @@ def _judged(verdict: Any) -> tuple[str, str]:
     lacks = f", but needs {', '.join(verdict.missing)}: {verdict.hint}" if verdict.missing else ""
     named = " (if the configuration names it)" if verdict.by_name and verdict.can else ""
     mark = "yes" if verdict.can else "no"
-    return verdict.engine, output.safe(f"{mark}: {verdict.why}{lacks}{named}")
+    return verdict.engine, f"{mark}: {verdict.why}{lacks}{named}"
 
 
 def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
@@ -167,16 +167,16 @@ def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
     paid = f"${price.input:g} in, ${price.output:g} out per million tokens" if price else ""
     output.pairs(
         [
-            ("name", output.safe(card.name)),
+            ("name", card.name),
             ("kind", kind(card)),
-            ("description", output.safe(card.description)),
+            ("description", card.description),
             ("parameters", output.count(card.parameters) if card.parameters else ""),
             ("context", f"{card.context} tokens" if card.context else ""),
             ("price", paid),
             ("can", ", ".join(abilities(card.capabilities))),
             ("speed", f"{card.speed:g} tok/s" if card.speed else ""),
-            ("license", output.safe(card.license)),
-            ("source", output.safe(card.source)),
+            ("license", card.license),
+            ("source", card.source),
         ]
     )
     if card.scores:
@@ -188,14 +188,14 @@ def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
         facts = _file_facts(file, text=True)
         facts["bytes"] = format_size(facts["bytes"])
         facts["types"] = ", ".join(f"{t} {format_size(n)}" for t, n in facts["types"].items())
-        shown = [(name, output.safe(str(value))) for name, value in facts.items() if value]
+        shown = [(name, str(value)) for name, value in facts.items() if value]
         output.pairs(shown, "  ")
         print("\nengines")
         output.pairs([_judged(v) for v in EngineSelector().rank(file.info)], "  ")
     _print_stored(_stored(file.name if file is not None else card.name))
     if len(routes) > 1:
         print("\nroutes")
-        print("\n".join(f"  {output.safe(line)}" for line in routes))
+        print("\n".join(f"  {output.line(line)}" for line in routes))
 
 
 def _print_stored(stored: Any) -> None:
@@ -206,8 +206,8 @@ def _print_stored(stored: Any) -> None:
     when = datetime.fromtimestamp(stored.pulled).astimezone().isoformat(" ", "minutes")
     rows = [("name", stored.name), ("source", stored.source), ("revision", stored.revision)]
     rows += [("pulled", when), *(("note", note) for note in stored.notes)]
-    output.pairs([(name, output.safe(value)) for name, value in rows], "  ")
+    output.pairs([(name, value) for name, value in rows], "  ")
     for file in stored.files:
         where = f"  {file.place}" if file.place else ""
         line = f"  {format_size(file.size):>10}  sha256:{file.sha256[:12]}…  {file.path}{where}"
-        print(output.safe(line))
+        print(output.line(line))

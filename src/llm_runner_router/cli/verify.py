@@ -145,12 +145,13 @@ def _print(result: Verified) -> None:
     for file in result.files:
         word = output.paint("ok", "ok") if file.ok else output.paint("damaged", "fail")
         tail = f": {file.place} {file.problem}" if file.problem else ""
-        print(f"{word}  {output.safe(result.name)}  {output.safe(file.path)}  ", end="")
-        print(f"{format_size(file.size)}{output.safe(tail)}")
+        print(f"{word}  {output.line(result.name)}  {output.line(file.path)}  ", end="")
+        print(f"{format_size(file.size)}{output.line(tail)}")
     for finding in result.findings:
         word = output.paint(finding.state, "ok" if finding.state == "ok" else "fail")
-        print(f"{word.ljust(4)} {finding.check.ljust(10)} {output.safe(finding.detail)}")
+        print(f"{word.ljust(4)} {finding.check.ljust(10)} {output.line(finding.detail)}")
     if result.problem:
-        print(f"{output.paint('damaged', 'fail')}  {output.safe(result.name)}: {result.problem}")
+        problem = output.line(f"{result.name}: {result.problem}")
+        print(f"{output.paint('damaged', 'fail')}  {problem}")
     if result.problem or not all(file.ok for file in result.files):
         output.note("hint", f"`llmrr pull {result.name}` brings it again")

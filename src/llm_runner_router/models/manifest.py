@@ -141,6 +141,7 @@ def safe_path(path: str) -> str:
     wrong = (
         not path
         or len(path) > MAX_PATH
+        or not path.isprintable()  # control characters, and marks that turn what follows round
         or any(p in ("", ".", "..") or _BAD_PART.search(p) or _RESERVED.fullmatch(p) for p in parts)
         or any(p != p.strip() or p.endswith(".") for p in parts)
         or any(len(p.encode("utf-8", "surrogatepass")) > 255 for p in parts)
