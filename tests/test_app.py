@@ -12,6 +12,8 @@ from llm_runner_router.app import App
 from llm_runner_router.app_tree import AUTOS, LISTED
 from llm_runner_router.config import Auto, Config, Node, Provider
 from llm_runner_router.errors import ConfigError, RunnerError, UnknownModel, Unsupported
+from llm_runner_router.models.resolve import resolve
+from llm_runner_router.refs import parse
 from llm_runner_router.strategies.fallback import Fallback
 from llm_runner_router.strategies.race import Race
 from llm_runner_router.strategies.sticky import Sticky
@@ -96,6 +98,22 @@ def test_a_provider_needs_an_account() -> None:
         app().target("ollama/qwen3")
     with pytest.raises(UnknownModel, match="no provider `nobody`"):
         app().target("nobody/x")
+
+
+def test_a_path_that_reads_as_a_providers_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownModel, match="no provider `models`") as caught:
+        App(Config(), local_files=True).target("models/tiny")
+    assert "`./models/tiny`" in (caught.value.hint or "")
+    with pytest.raises(UnknownModel) as caught:  # a client of a server must not learn what is here
+        App(Config()).target("models/tiny")
+    assert "./models/tiny" not in (caught.value.hint or "")
+    with pytest.raises(Unsupported) as unsupported:
+        resolve(parse("models/tiny"))
+    assert "`./models/tiny`" in (unsupported.value.hint or "")
 
 
 def test_names_from_clients_are_remembered_in_a_bounded_number() -> None:

@@ -20,7 +20,7 @@ from .engine.select import load_engine
 from .errors import ConfigError, UnknownModel
 from .home import find, stored_names
 from .models.info import LocalModel
-from .models.resolve import resolve, zoo_names
+from .models.resolve import path_hint, resolve, zoo_names
 from .policy.measure import Measure
 from .providers import hosts
 from .providers.http import HttpClient, Timeouts
@@ -139,7 +139,7 @@ class AppLeaves:
         settings = self._config.providers.get(ref.provider)
         host = hosts.find((settings.host if settings else None) or ref.provider)
         if settings is None and (host is None or not self._has_key(host)):
-            raise self._no_provider(ref.provider, host)
+            raise self._no_provider(ref, ref.provider, host)
         settings = settings or Provider()
         base_url = settings.base_url or (host.base_url if host else None)
         if base_url is None:
@@ -180,12 +180,13 @@ class AppLeaves:
             for key, value in settings.headers.items()
         }
 
-    def _no_provider(self, provider: str, host: hosts.Host | None) -> UnknownModel:
+    def _no_provider(self, ref: refs.Ref, provider: str, host: hosts.Host | None) -> UnknownModel:
         if host is None:
+            # Whoever may not name files is not told either which ones there are.
+            path = path_hint(ref) if self._local_files else ""
+            add = f"add `providers: {{{provider[:100]}: {{base_url: …}}}}` to the configuration"
             return UnknownModel(
-                f"there is no provider `{provider[:100]}`",
-                hint=f"add `providers: {{{provider[:100]}: {{base_url: …}}}}` to the configuration",
-                param="model",
+                f"there is no provider `{provider[:100]}`", hint=path or add, param="model"
             )
         configure = f"`providers: {{{provider}: {{}}}}` in the configuration"
         return UnknownModel(

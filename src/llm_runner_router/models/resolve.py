@@ -55,7 +55,8 @@ def resolve(
         case "file":
             return _from_path(Path(ref.name).expanduser(), format)
         case "provider":
-            raise Unsupported(f"`{ref}` is not a local model", hint="see `llmrr ls`", param="model")
+            step = path_hint(ref) or "see `llmrr ls`"
+            raise Unsupported(f"`{ref}` is not a local model", hint=step, param="model")
     return _from_store(ref, environ) or _from_others(ref, environ) or _not_here(ref, environ)
 
 
@@ -82,6 +83,16 @@ async def ensure(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
 def store(environ: Mapping[str, str] = os.environ) -> Store:
     """The store of the data folder."""
     return Store(home.find(environ).models)
+
+
+def path_hint(ref: Ref) -> str:
+    """What to write if `ref` reads as a provider's model and a file or folder is called so.
+
+    `models/tiny` has the shape of `openai/gpt-4o-mini`; asked only where no provider is called so.
+    """
+    if ref.kind == "provider" and os.path.exists(str(ref)):
+        return f"to use the path of that name, write `./{ref}`"
+    return ""
 
 
 def zoo_names(*, zoo: Path = ZOO) -> tuple[str, ...]:
