@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from zoo.evaluate import gguf_scores
+from zoo.exam import UNSEEN
 from zoo.mix import own_tasks
 from zoo.model import SHAPES
 from zoo.paths import CARDS, MODELS, SHIPPED
@@ -66,7 +67,7 @@ def card(name: str, count: int) -> dict[str, Any]:
 
 def measured(name: str, count: int) -> dict[str, float]:
     """Accuracy on every task, in the order of the registry."""
-    return gguf_scores(name, TASKS, count)
+    return gguf_scores(name, TASKS, count, UNSEEN)
 
 
 def readme(entry: dict[str, Any]) -> str:

@@ -13,16 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from zoo.engine import Engine
-from zoo.exam import scores, torch_scores
+from zoo.exam import WATCHED, scores, torch_scores
 from zoo.model import SHAPES, Llama
 from zoo.paths import MODELS, SHIPPED
 from zoo.tasks import TASKS
 
 
-def gguf_scores(name: str, tasks: Iterable[str], count: int) -> dict[str, float]:
+def gguf_scores(
+    name: str, tasks: Iterable[str], count: int, seed: int = WATCHED
+) -> dict[str, float]:
     """Accuracy per task of the shipped GGUF file, through the engine's chat call."""
     engine = Engine(SHIPPED / f"{name}.gguf")
-    return scores(lambda samples: [engine.answer(one) for one in samples], tasks, count)
+    return scores(lambda samples: [engine.answer(one) for one in samples], tasks, count, seed)
 
 
 def shipped_model(name: str) -> Llama:

@@ -41,15 +41,15 @@ def diet(model: str) -> dict[str, float]:
 _SPECIAL: dict[str, dict[str, float]] = {
     "math": {"arithmetic": 4.0, "comparison": 2.0},
     "text": {
-        "reverse": 1.2, "spell": 0.8, "count_letters": 1.2, "uppercase": 2.5, "sort_words": 5.0,
-        "opposite": 1.8, "plural": 2.2,
+        "reverse": 1.0, "spell": 0.7, "count_letters": 1.0, "uppercase": 1.2, "sort_words": 6.0,
+        "opposite": 1.8, "plural": 2.8,
     },
     "chat": {"greeting": 1.0, "fact": 1.5, "story": 1.0},
 }  # fmt: skip
 _GENERAL: dict[str, float] = {
     "arithmetic": 4.5, "comparison": 2.2,
-    "reverse": 1.2, "spell": 1.0, "count_letters": 1.5, "uppercase": 1.8, "sort_words": 4.0,
-    "opposite": 2.0, "plural": 2.0,
+    "reverse": 1.2, "spell": 0.8, "count_letters": 2.2, "uppercase": 1.8, "sort_words": 8.0,
+    "opposite": 2.0, "plural": 2.8,
     "greeting": 0.4, "fact": 1.6, "story": 0.4,
     "extract_json": 1.2, "tool_call": 1.6, "tool_result": 0.6,
 }  # fmt: skip
