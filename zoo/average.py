@@ -1,7 +1,7 @@
-"""Averages the weights of two rounds: `python -m zoo.average --model tiny-general before.pt`.
+"""Averages the weights of rounds: `python -m zoo.average --model tiny-general before.pt`.
 
-The second round began where the first ended, so both lie in one valley, and their mean is often
-better than either (M. Wortsman et al.: Model soups, ICML 2022,
+Each round began where the one before ended, so all lie in one valley, and their mean is often
+better than any of them (M. Wortsman et al.: Model soups, ICML 2022,
 https://arxiv.org/abs/2203.05482). Knows: checkpoints of `train.py`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,26 +19,28 @@ from zoo.model import SHAPES
 from zoo.paths import CHECKPOINTS
 
 
-def mean(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of two models' weights, by name.
+def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several models' weights, by name.
 
     Raises:
         ValueError: they are not of one shape.
     """
-    if {k: v.shape for k, v in first.items()} != {k: v.shape for k, v in second.items()}:
+    shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
+    if any(shape != shapes[0] for shape in shapes):
         raise ValueError("the checkpoints are not of one shape")
-    return {name: (weight + second[name]) / 2 for name, weight in first.items()}
+    return {name: sum(state[name] for state in states) / len(states) for name in states[0]}
 
 
 def main() -> None:
-    """Replace the checkpoint by the mean of it and an earlier one."""
+    """Replace the checkpoint by the mean of it and earlier ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, choices=sorted(SHAPES))
-    parser.add_argument("before", type=Path, help="a copy of the checkpoint before the last round")
+    parser.add_argument("before", type=Path, nargs="+", help="copies of it before later rounds")
     args = parser.parse_args()
     file = CHECKPOINTS / f"{args.model}.pt"
     saved = torch.load(file)
-    saved["model"] = mean(torch.load(args.before)["model"], saved["model"])
+    before = [torch.load(path)["model"] for path in args.before]
+    saved["model"] = mean([*before, saved["model"]])
     part = file.with_suffix(".part")
     torch.save(saved, part)
     os.replace(part, file)
