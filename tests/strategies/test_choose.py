@@ -84,6 +84,13 @@ def test_a_specialist_gets_its_task() -> None:
         assert reason.startswith("arithmetic: tiny-math scores 0.97, the best of 3")
 
 
+def test_a_difference_that_nobody_can_measure_does_not_decide() -> None:
+    equal = zoo("tiny-general", TINY_TASKS, 1.0, 6_000_000)
+    chat = zoo("tiny-chat", ("fact", "greeting", "story"), 1.0, 1_000_000)
+    for confidence in (1.0, 0.999, 0.998):
+        assert pick(Features("fact", confidence), chat, equal)[0] == "tiny-chat"
+
+
 def test_the_unfamiliar_goes_to_the_best_generalist() -> None:
     for objective in ("balanced", "quality", "cost"):
         chosen, reason = pick(Features(), MATH, CHAT, GENERAL, objective=objective)
