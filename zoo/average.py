@@ -28,7 +28,7 @@ def mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     shapes = [{name: weight.shape for name, weight in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError("the checkpoints are not of one shape")
-    return {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    return {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
 
 
 def main() -> None:
