@@ -17,7 +17,7 @@ from .engine import adopted
 from .engine.local import LocalTarget
 from .engine.residency import Endpoint, Residency
 from .engine.select import load_engine
-from .errors import ConfigError, UnknownModel
+from .errors import ConfigError, RunnerError, UnknownModel
 from .home import find, stored_names
 from .models.info import LocalModel
 from .models.resolve import path_hint, resolve, zoo_names
@@ -82,7 +82,12 @@ class AppLeaves:
         if facts.quantization is not None:
             model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
         if facts.draft is not None:
-            draft = resolve(refs.parse(facts.draft), environ=self._environ)
+            try:
+                draft = resolve(refs.parse(facts.draft), environ=self._environ)
+            except RunnerError as exc:
+                exc.message = f"the `draft` of `{name}`: {exc.message}"
+                exc.args = (exc.message,)
+                raise
             # Under its own name: beside it, the same file may run without a draft.
             model = msgspec.structs.replace(model, name=name, draft=draft)
         if facts.engine is not None:

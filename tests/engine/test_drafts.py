@@ -15,7 +15,7 @@ from llm_runner_router.engine import drafts, fit
 from llm_runner_router.engine.residency import Residency
 from llm_runner_router.engine.speculate import ENOUGH, PLAIN, Pace, Timings, draft_pays, wanted
 from llm_runner_router.engine.threads import TINY
-from llm_runner_router.errors import LoadFailed
+from llm_runner_router.errors import LoadFailed, UnknownModel
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.models.resolve import ZOO, resolve
 from llm_runner_router.providers.http import HttpClient
@@ -198,5 +198,8 @@ async def test_the_configuration_names_it() -> None:
         assert model is not None
         assert model.draft is not None
         assert (model.name, model.draft.name) == ("big", "zoo:tiny-math")
+        wrong = Node(target="zoo:tiny-general", draft="zoo:nothing")
+        with pytest.raises(UnknownModel, match="the `draft` of `big`: there is no built-in model"):
+            app._leaves.leaf(parse("zoo:tiny-general"), "big", wrong)
     finally:
         await app.close()
