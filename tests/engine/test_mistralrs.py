@@ -206,8 +206,8 @@ def adapted(folder: Path) -> tuple[Path, Path]:
     parts: dict[str, Any] = {}
     for name in [n for n in weights if n.endswith(("q_proj.weight", "v_proj.weight"))]:
         whole = weights[name].astype(np.float32)
-        down = random.normal(size=(4, whole.shape[1])).astype(np.float32) * 0.1
-        up = random.normal(size=(whole.shape[0], 4)).astype(np.float32) * 0.1
+        down = random.normal(size=(4, whole.shape[1])).astype(np.float32) * 0.3
+        up = random.normal(size=(whole.shape[0], 4)).astype(np.float32) * 0.3
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         parts |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
         weights[name] = whole + 8 / 4 * (up @ down)
