@@ -367,3 +367,26 @@ def test_names_from_strangers_stay_in_their_line(hub: FakeHub, llmrr: Run, tmp_p
 def test_lines_lose_what_steers_and_nothing_else() -> None:
     assert output.line("a\x1b[31m\x9bb\u202ec\r\nd\te\ud800") == "a[31mbc d e\ufffd"
     assert output.line("Grüße 日本 \u200fשלום") == "Grüße 日本 \u200fשלום"
+
+
+def test_who_keeps_the_files_of_a_name_that_goes(hub: FakeHub, llmrr: Run) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+    llmrr("cp", "ollama:tiny", "mine")
+    assert "0 B freed; `mine` has the same files" in llmrr("rm", "ollama:tiny").out
+    assert "0 B" not in llmrr("rm", "mine").out
+    built_in = llmrr("rm", "zoo:tiny-math")
+    assert built_in.code == 1
+    assert "part of the package" in built_in.err
+    assert "did you mean" not in built_in.err
+    assert "`llmrr run zoo:tiny-math`" in llmrr("pull", "zoo:tiny-math").err
+
+
+def test_what_is_secret_in_an_address_is_not_told(hub: FakeHub, llmrr: Run) -> None:
+    hub.put("a.gguf", MATH)
+    told = llmrr("pull", f"{hub.url}/files/a.gguf?signature=s3cret", "--name", "mine")
+    assert told.code == 0
+    assert "s3cret" not in told.out + told.err
+    refused = llmrr("pull", hub.url.replace("//", "//me:s3cret@") + "/files/a.gguf", "--name", "b")
+    assert refused.code == 1
+    assert "are not sent" in refused.err
+    assert "s3cret" not in refused.out + refused.err

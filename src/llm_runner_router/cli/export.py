@@ -55,6 +55,7 @@ def command(model: str, folder: Path) -> int:
         ) from exc
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    told = f"{model}: {len(stored.files)} files, {format_size(stored.size)}, {folder}"
+    files = "1 file" if len(stored.files) == 1 else f"{len(stored.files)} files"
+    told = f"{model}: {files}, {format_size(stored.size)}, {folder}"
     print(output.line(told))
     return 0

@@ -7,6 +7,8 @@ import os
 import click
 
 from llm_runner_router.errors import RunnerError, UnknownModel
+from llm_runner_router.models.blobs import Store
+from llm_runner_router.models.manifest import Stored
 from llm_runner_router.units import format_size
 
 from . import output
@@ -31,12 +33,9 @@ def command(models: tuple[str, ...]) -> int:
             stored, freed = remove(stored_name(model, store), store, HubCache(folder(os.environ)))
         except UnknownModel as exc:
             failed = 1
-            other = locate_other(model)
-            output.note("error", exc.message)
-            output.note(
-                "hint",
-                f"`{model}` belongs to {other.owner}; delete it there" if other else exc.hint or "",
-            )
+            built_in = model.startswith("zoo:")
+            output.note("error", f"the store has no {model!r}" if built_in else exc.message)
+            output.note("hint", _whose(model) or exc.hint or "")
             continue
         except RunnerError as exc:
             failed = 1
@@ -44,6 +43,25 @@ def command(models: tuple[str, ...]) -> int:
             output.note("hint", exc.hint or "")
             continue
         kept = stored is not None and any(file.place and not file.ours for file in stored.files)
-        tail = "; its files stay where another program put them" if kept else ""
+        sharing = None if stored is None else _sharing(stored, store)
+        if sharing is not None:
+            tail = f"; `{sharing}` has the same files"
+        else:
+            tail = "; its files stay where another program put them" if kept else ""
         print(f"removed {output.line(model)}, {format_size(freed)} freed{tail}")
     return failed
+
+
+def _whose(model: str) -> str:
+    """Who has a model that the store does not know."""
+    if model.startswith("zoo:"):
+        return "it is part of the package and goes with it"
+    other = locate_other(model)
+    return f"`{model}` belongs to {other.owner}; delete it there" if other else ""
+
+
+def _sharing(gone: Stored, store: Store) -> str | None:
+    """A name that means some of the same contents, so that they stay."""
+    sums = {file.sha256 for file in gone.files}
+    mine = (s.name for s in store.all() if any(file.sha256 in sums for file in s.files))
+    return next(mine, None)

@@ -32,6 +32,7 @@ from .hubcache import HubCache, folder
 from .locks import FileLock, waiting
 from .manifest import Manifest, RemoteFile, Stored, StoredFile, check, hash_file
 from .sources import Source, source_for
+from .sources._http import shown
 
 PATIENCE = 6 * 3600.0
 """Seconds one download waits for another process that brings the same file."""
@@ -85,7 +86,9 @@ class Puller:
             if source is None:
                 source = source_for(ref, self._environ)
                 stack.push_async_callback(source.close)
-            self._watch.say(f"pulling manifest {ref}")
+            # The query of an address may be a signature, which is as good as a password.
+            told = shown(ref.name) if ref.kind == "url" else f"{ref}"
+            self._watch.say(f"pulling manifest {told}")
             manifest = check(await source.manifest(ref))
             for note in manifest.notes:
                 self._watch.say(note)

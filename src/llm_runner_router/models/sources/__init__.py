@@ -71,6 +71,12 @@ def source_for(ref: Ref, environ: Mapping[str, str]) -> Source:
         ConfigError: its module needs a package that is not installed.
     """
     name = KINDS.get(ref.kind)
+    if ref.kind == "zoo":
+        raise Unsupported(
+            f"`{ref}` is part of the package and is here already",
+            hint=f"`llmrr run {ref}`",
+            param="model",
+        )
     if name is None:
         raise Unsupported(
             f"`{ref}` is nothing that can be downloaded",

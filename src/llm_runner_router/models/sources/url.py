@@ -38,6 +38,11 @@ class UrlSource:
         """The file, with the size and version its server tells."""
         offline(self._environ)
         url, _, fragment = ref.name.partition("#")
+        if "@" in urlsplit(url).netloc:
+            raise BadRequest(
+                f"{shown(url)}: a user and a password in an address are not sent",
+                hint="use an address that is signed, or fetch the file and name its path",
+            )
         pin = _PIN.fullmatch(fragment)
         if fragment and pin is None:
             raise BadRequest(f"not a digest: {fragment[:80]!r}", hint="write `#sha256=<64 hex>`")
