@@ -380,3 +380,12 @@ def test_a_missing_secret_is_named() -> None:
     )
     with pytest.raises(ConfigError, match=r"providers\.mine\.headers\.x-team wants .*`TEAM`"):
         check_secrets(config, {"MY_KEY": "a"})
+
+
+def test_options_of_an_engine_may_name_things(env: dict[str, str], write: Any) -> None:
+    write(
+        "models: {a: {target: ./m, engine: mistralrs, options: {isq: q4k, adapters: {sea: ./s}}}}"
+    )
+    node = load(None, env, {}).models["a"]
+    assert isinstance(node, Node)
+    assert node.options == {"isq": "q4k", "adapters": {"sea": "./s"}}

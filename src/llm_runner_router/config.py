@@ -126,7 +126,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     draft: str | None = None
     """With a `target` that is a local model: a small local model with the same tokenizer that
     guesses ahead for it, while that is measured to pay (`engine.speculate`)."""
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool | dict[str, str]] = {}
     """With `engine`: what to tell it, for example `dtype: bfloat16` for `torch`."""
     adopt: Adopt | None = None
     """A server of somebody else's, run like a local model."""

@@ -176,7 +176,7 @@ def test_what_a_pull_cannot_do_it_says(hub: FakeHub, llmrr: Run) -> None:
         ("hf:org/none", "there is no `org/none` on the Hub", "llmrr search"),
         ("hf:org/tiny#q2_k", "there is no Q2_K", "F16, Q8_0"),
         ("ollama:none", "has no model `ollama:none`", "check the spelling"),
-        ("zoo:tiny-math", "nothing that can be downloaded", "hf:org/repo"),
+        ("zoo:tiny-math", "is part of the package", "llmrr run zoo:tiny-math"),
         ("https://", "is no address", "https://host/model.gguf"),
     ):
         refused = llmrr("pull", text)

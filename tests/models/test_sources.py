@@ -73,9 +73,11 @@ def test_every_source_is_reached_and_checked() -> None:
 
 
 def test_what_cannot_be_brought(rig: Rig) -> None:
-    for text in ("zoo:tiny-math", "openai/gpt", "name"):
+    for text in ("openai/gpt", "name"):
         with pytest.raises(Unsupported, match="nothing that can be downloaded"):
             source_for(parse(text), rig.environ)
+    with pytest.raises(Unsupported, match="part of the package"):
+        source_for(parse("zoo:tiny-math"), rig.environ)
 
 
 async def test_an_object_and_a_folder_of_s3(rig: Rig) -> None:
