@@ -23,7 +23,7 @@ from .config import Auto, Config, Node, Objective
 from .errors import BadRequest, ConfigError
 from .models.resolve import ensure
 from .policy.cache import AnswerCache
-from .types import Decision, EmbedRequest, Request
+from .types import Decision, EmbedRequest, Ranked, Request, RerankRequest
 
 STRATEGIES: dict[str, Objective] = {
     "balanced": "balanced",
@@ -100,6 +100,13 @@ class LLMRouter:
         request = EmbedRequest(model=model, inputs=tuple(texts))
         result = await self._app.embedder(model).embed(request, self._app.start_call())
         return list(result.vectors)
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, model: str, top_n: int | None = None
+    ) -> list[Ranked]:
+        """The documents by how well each answers the query: the best first, all or `top_n`."""
+        await self._app.start()
+        return await _rerank(self._app, model, query, documents, top_n)
 
     async def model(self, name: str) -> Model:
         """A loaded model of this router; `unload` leaves the router open."""
@@ -250,6 +257,12 @@ class Model:
         result = await self._app.embedder(self.name).embed(request, self._app.start_call())
         return list(result.vectors)
 
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+    ) -> list[Ranked]:
+        """The documents by how well each answers the query: the best first, all or `top_n`."""
+        return await _rerank(self._app, self.name, query, documents, top_n)
+
     async def unload(self) -> None:
         """Give the memory back; safe to call more than once."""
         owned, self._owned = self._owned, None
@@ -257,6 +270,18 @@ class Model:
             await owned.aclose()
         else:
             await self._app.admin.stop(self.name)
+
+
+async def _rerank(
+    app: App, model: str, query: str, documents: Sequence[str], top_n: int | None
+) -> list[Ranked]:
+    if isinstance(documents, str):
+        raise BadRequest("`documents` is one text, not a list of texts", param="documents")
+    if top_n is not None and top_n < 1:
+        raise BadRequest(f"`top_n` is {top_n}, not at least 1", param="top_n")
+    request = RerankRequest(model, query, tuple(documents), top_n)
+    result = await app.reranker(model).rerank(request, app.start_call())
+    return list(result.results)
 
 
 @lru_cache(maxsize=8)

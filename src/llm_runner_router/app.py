@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from . import __version__, home
 from .app_leaves import AppLeaves
-from .app_tree import AUTOS, Entry, Tree, embedder_of
+from .app_tree import AUTOS, Entry, Tree, embedder_of, reranker_of
 from .config import Config
 from .engine.prepare import Preparer
 from .engine.residency import Residency, RunnerStatus
@@ -32,6 +32,7 @@ from .policy.cache import AnswerCache, Cache
 from .policy.deadline import Deadline
 from .policy.embed import GuardedEmbedder
 from .policy.record import Record, RequestRecord
+from .policy.rerank import GuardedReranker
 from .policy.sink import FileSink, SinkState
 from .providers.http import HttpClient
 from .strategies.auto import Auto
@@ -45,6 +46,7 @@ from .types import (
     Embedder,
     ModelCard,
     Request,
+    Reranker,
     Target,
     Tokenized,
     TokenizeRequest,
@@ -225,6 +227,15 @@ class App:
         """
         found = embedder_of(self._tree.find(model))
         return GuardedEmbedder(found, self._sink, self.config.deadline, self.clock)
+
+    def reranker(self, model: str) -> Reranker:
+        """What reranks for `model`.
+
+        Raises:
+            UnknownModel, Unsupported
+        """
+        found = reranker_of(self._tree.find(model))
+        return GuardedReranker(found, self._sink, self.config.deadline, self.clock)
 
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """The tokens of a text or a conversation for a local model, which is not loaded for it.

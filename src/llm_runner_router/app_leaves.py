@@ -125,7 +125,7 @@ class AppLeaves:
             price=card.price,
             prepare=self._prepare,
         )
-        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, model=model)
+        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf, model=model)
 
     def _connect(self, name: str, endpoint: Endpoint, card: ModelCard) -> RemoteTarget:
         """A runner, seen as what it is: an OpenAI server at a private address."""
@@ -166,7 +166,7 @@ class AppLeaves:
             ),
             headers=self._headers(ref.provider, settings),
         )
-        return Entry(card, Measure(leaf, self._stats, self._clock), leaf)
+        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf)
 
     def _has_key(self, host: hosts.Host) -> bool:
         return bool(host.key_env and self._environ.get(host.key_env))

@@ -27,7 +27,7 @@ from .strategies.race import Race
 from .strategies.stats import LiveStats
 from .strategies.sticky import Sticky
 from .strategies.weighted import Weighted
-from .types import Embedder, ModelCard, Target
+from .types import Embedder, ModelCard, Reranker, Target
 
 AUTOS: dict[str, Objective] = {
     "auto": "balanced",
@@ -58,6 +58,7 @@ class Entry(Struct, frozen=True):
     card: ModelCard
     target: Target
     embedder: Embedder | None = None
+    reranker: Reranker | None = None
     model: LocalModel | None = None
     """The file behind it, if it runs here."""
     kind: str = "target"
@@ -325,3 +326,18 @@ def embedder_of(entry: Entry) -> Embedder:
             param="model",
         )
     return entry.embedder
+
+
+def reranker_of(entry: Entry) -> Reranker:
+    """Who reranks for `entry`.
+
+    Raises:
+        Unsupported: it is a strategy, or its leaf cannot rerank.
+    """
+    if entry.reranker is None:
+        raise Unsupported(
+            f"`{entry.card.name}` cannot rerank: it is a {entry.kind}",
+            hint="name one model that was made to score a query and a document",
+            param="model",
+        )
+    return entry.reranker

@@ -16,7 +16,7 @@ from .api_reply import Reply, Stream
 from .api_request import Messages, Options
 from .config import Config, Node
 from .errors import RunnerError
-from .types import Decision
+from .types import Decision, Ranked
 
 T = TypeVar("T")
 
@@ -151,6 +151,12 @@ class SyncLLMRouter:
         """One vector per text."""
         return self._loop.run(self._router.embed(texts, model=model))
 
+    def rerank(
+        self, query: str, documents: Sequence[str], *, model: str, top_n: int | None = None
+    ) -> list[Ranked]:
+        """The documents by how well each answers the query."""
+        return self._loop.run(self._router.rerank(query, documents, model=model, top_n=top_n))
+
     def explain(self, prompt: str | Messages, **options: Unpack[Options]) -> Decision | None:
         """What would answer and why, without asking anyone."""
         return self._loop.run(self._router.explain(prompt, **options))
@@ -232,6 +238,12 @@ class SyncModel:
     def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         """One vector per text."""
         return self._loop.run(self._model.embed(texts))
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None
+    ) -> list[Ranked]:
+        """The documents by how well each answers the query."""
+        return self._loop.run(self._model.rerank(query, documents, top_n=top_n))
 
     def unload(self) -> None:
         """Give the memory back and end the thread; safe to call more than once."""

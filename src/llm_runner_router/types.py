@@ -175,6 +175,16 @@ class EmbedRequest(Struct, frozen=True):
     user: str | None = None
 
 
+class RerankRequest(Struct, frozen=True):
+    """A query and the documents to order by how well each answers it."""
+
+    model: str
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None
+    """How many of the best are wanted; None is all of them."""
+
+
 class TokenizeRequest(Struct, frozen=True):
     """A text, or a conversation, to cut into tokens without asking the model."""
 
@@ -301,6 +311,23 @@ class Embeddings(Struct, frozen=True):
     """One vector per input, in order; all of one length."""
 
     vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+    origin: Origin | None = None
+
+
+class Ranked(Struct, frozen=True, gc=False):
+    """One document's place in a ranking."""
+
+    index: int
+    """Which of the request's documents, from 0."""
+    score: float
+    """The model's own number; greater is better. Compare scores of one model only."""
+
+
+class Ranking(Struct, frozen=True):
+    """The documents of a request, the best first; equal scores keep the request's order."""
+
+    results: tuple[Ranked, ...]
     usage: Usage
     origin: Origin | None = None
 
@@ -452,4 +479,18 @@ class Embedder(Protocol):
 
     async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         """Embed every input of `request`."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Anything that orders documents by how well they answer a query."""
+
+    @property
+    def name(self) -> str:
+        """The reranker's name, unique in an app."""
+        ...
+
+    async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+        """Order the documents of `request`: the best first, at most `top_n` of them."""
         ...

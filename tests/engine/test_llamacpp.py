@@ -178,7 +178,7 @@ def test_what_it_cannot_do_is_said_with_the_path(model: LocalModel, name: str) -
 
 def test_the_parameters_of_a_runner(model: LocalModel) -> None:
     place = fit.Placement(context=512, slots=3, bytes=1, prompt_cache=8 << 20)
-    found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", embed=False)
+    found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", "chat")
     assert found["n_ctx"] == 1536, "the engine divides it among the slots"
     assert (found["cpuparams.n_threads"], found["cpuparams_batch.n_threads"]) == (2, 4)
     assert found["api_keys"] == ["secret"]
@@ -187,8 +187,8 @@ def test_the_parameters_of_a_runner(model: LocalModel) -> None:
     assert not found["ctx_shift"], "nothing is cut off silently"
     assert "n_ctx_checkpoints" not in found
     slides = msgspec.structs.replace(model, info=msgspec.structs.replace(model.info, window=512))
-    found = llamacpp.parameters(slides, CpuPlan(2, 4, "spin"), place, "secret", embed=False)
+    found = llamacpp.parameters(slides, CpuPlan(2, 4, "spin"), place, "secret", "chat")
     assert found["n_ctx_checkpoints"] == 0, "the engine restores one that holds a wrong token"
-    found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", embed=True)
+    found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", "embed")
     assert found["embedding"]
     assert found["n_ubatch"] == found["n_batch"] == found["n_ctx"] == 512

@@ -110,12 +110,11 @@ def test_scores_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 
     model, folder = made(tmp_path, name)
     loaded = OnnxModel(order(folder))
-    found = loaded.score("the cat", TEXTS)
-    for score, text in zip(found, TEXTS, strict=True):
-        ids, kinds = loaded.vocabulary.pair("the cat", text)
-        given = {"input_ids": tiny_hf.torch.tensor([ids])}
+    pairs = [loaded.vocabulary.pair("the cat", text) for text in TEXTS]
+    for score, pair in zip(loaded.score(pairs), pairs, strict=True):
+        given = {"input_ids": tiny_hf.torch.tensor([pair.tokens])}
         if name == "bert-reranker":
-            given["token_type_ids"] = tiny_hf.torch.tensor([kinds])
+            given["token_type_ids"] = tiny_hf.torch.tensor([pair.kinds])
         with tiny_hf.torch.no_grad():
             assert score == pytest.approx(float(model(**given).logits), abs=1e-5)
 

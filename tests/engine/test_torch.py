@@ -16,7 +16,9 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from llm_runner_router.deltas import collect
+from llm_runner_router.convert import run
+from llm_runner_router.convert.base import Options
+from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.engine import torch as engine
 from llm_runner_router.engine.devices import Machine
 from llm_runner_router.errors import ContextTooLong, LoadFailed
@@ -93,6 +95,30 @@ def test_greedy_answers_are_those_of_transformers(
     assert (row.engine, row.state) == ("torch", "ready")
     assert row.memory is not None
     assert row.memory < row.reserved
+
+
+def test_greedy_answers_are_those_of_llama_cpp(
+    local: Locally, model: LocalModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    run.convert(FOLDER, path, "gguf", options=Options(type="f32"))
+    other = model_at(path)
+    for prompt in PROMPTS:
+        ours, theirs = (
+            tokens_of(local.ask(one, asked(prompt, logprobs=True))) for one in (model, other)
+        )
+        assert [token for token, _ in ours] == [token for token, _ in theirs]
+        # The other engine keeps keys and values in 16 bits.
+        assert [p for _, p in ours] == pytest.approx([p for _, p in theirs], abs=1e-2)
+    engines = {row.name: row.engine for row in local.residency.status()}
+    assert (engines[model.name], engines[other.name]) == ("torch", "llamacpp")
+
+
+def tokens_of(answer: Answer) -> list[tuple[str, float]]:
+    """Every token with its log-probability; llama.cpp lists the end too, without a text."""
+    parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
+    told = [(one["token"], one["logprob"]) for part in parts for one in part["content"]]
+    return [(token, logprob) for token, logprob in told if token]
 
 
 def test_a_chat_is_rendered_by_the_models_template(

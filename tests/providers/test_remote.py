@@ -28,12 +28,14 @@ from llm_runner_router.providers.hosts import Host, find
 from llm_runner_router.providers.http import HttpClient
 from llm_runner_router.providers.remote import RemoteTarget
 from llm_runner_router.surfaces import openai_chat
-from llm_runner_router.testing import SITUATIONS, check_embedder, check_situation
+from llm_runner_router.testing import SITUATIONS, check_embedder, check_reranker, check_situation
 from llm_runner_router.types import (
     Embedder,
     EmbedRequest,
     Price,
     Request,
+    Reranker,
+    RerankRequest,
     Target,
     Usage,
 )
@@ -526,6 +528,68 @@ async def test_embedding_failures(answer: Reply, kind: type[RunnerError]) -> Non
         call = a_call(deadline=asyncio.get_running_loop().time() + 0.5)
         with pytest.raises(kind) as caught:
             await target.embed(EmbedRequest("asked", ("a",)), call)
+        assert caught.value.target == "up/m"
+
+
+# ---------------------------------------------------------------- rankings
+
+
+def ranking(asked: dict[str, Any], name: str = "results") -> dict[str, Any]:
+    words = set(asked["query"].split())
+    scores = [float(len(words & set(text.split()))) + 0.5 for text in asked["documents"]]
+    rows = [{"index": i, "relevance_score": score} for i, score in enumerate(scores)]
+    return {name: sorted(rows, key=lambda row: -row["relevance_score"])[: asked["top_n"]]}
+
+
+async def jina(seen: Seen) -> None:
+    usage = {"usage": {"total_tokens": 9}}
+    await reply(200, json.dumps(ranking(seen.json) | usage).encode())(seen)
+
+
+async def cohere(seen: Seen) -> None:
+    meta = {"meta": {"tokens": {"input_tokens": 9}, "billed_units": {"search_units": 1}}}
+    await reply(200, json.dumps({"id": "x", **ranking(seen.json), **meta}).encode())(seen)
+
+
+async def voyage(seen: Seen) -> None:
+    usage = {"usage": {"total_tokens": 9}}
+    await reply(200, json.dumps(ranking(seen.json, "data") | usage).encode())(seen)
+
+
+@pytest.mark.parametrize("answer", [jina, cohere, voyage])
+async def test_it_is_a_reranker(answer: Reply) -> None:
+    with elsewhere(answer) as url:
+        async with HttpClient() as client:
+            target = RemoteTarget(name="up/m", base_url=url, model="m", client=client)
+            assert isinstance(target, Reranker)
+            await check_reranker(target)
+
+
+async def test_rankings_say_who_made_them() -> None:
+    async with target_for(jina) as (target, upstream):
+        found = await target.rerank(RerankRequest("asked", "b", ("a", "b", "c"), 2), a_call())
+    assert found.origin is not None
+    assert found.origin.target == "up/m"
+    assert (found.usage.prompt_tokens, found.results[0].index) == (9, 1)
+    (seen,) = upstream.seen
+    assert seen.target == "/v1/rerank"
+    assert seen.json == {"model": "m", "query": "b", "documents": ["a", "b", "c"], "top_n": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "not a ranking"),
+        (b"{}", "0 results where 2"),
+        (b'{"results":[{"index":0,"relevance_score":1},{"index":0,"relevance_score":1}]}', "other"),
+        (b'{"results":[{"index":0,"relevance_score":1},{"index":2,"relevance_score":1}]}', "other"),
+        (b'{"error":{"message":"busy"}}', "busy"),
+    ],
+)
+async def test_ranking_failures(body: bytes, words: str) -> None:
+    async with target_for(reply(200, body)) as (target, _):
+        with pytest.raises(UpstreamError, match=words) as caught:
+            await target.rerank(RerankRequest("asked", "q", ("a", "b")), a_call())
         assert caught.value.target == "up/m"
 
 

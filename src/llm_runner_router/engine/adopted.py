@@ -29,7 +29,7 @@ FORMAT = "adopted"
 EXTRA: str | None = None
 NEEDS: tuple[str, ...] = ()
 RUNNER = f"{RUNNERS}.adopted"
-FEATURES: frozenset[Feature] = frozenset(("stop", "embed", "one_process"))
+FEATURES: frozenset[Feature] = frozenset(("stop", "embed", "rerank", "one_process"))
 """What may be expected of any such server; most do more."""
 
 

@@ -23,8 +23,8 @@ from .devices import Machine
 from .fit import Placement
 from .threads import CpuPlan
 
-Purpose = Literal["chat", "embed"]
-"""What a process is loaded for: answers, or vectors."""
+Purpose = Literal["chat", "embed", "rerank"]
+"""What a process is loaded for: answers, vectors, or scores of documents."""
 
 Feature = Literal[
     "stop",
@@ -44,7 +44,8 @@ Feature = Literal[
 """What an engine may do beside streaming an answer and stopping when its reader leaves, which all
 must. `json_schema` and `grammar`: answers held to one; `tools`: calls written and forced;
 `prompt_cache`: a prompt's common beginning is computed once; `batch`: several answers at a time in
-one computation; `one_process`: a process that answers also embeds."""
+one computation; `one_process`: a process that answers also embeds
+and reranks, if the model can."""
 
 RUNNERS = "llm_runner_router.engine.runners"
 """The package of our own engines' child sides."""

@@ -135,6 +135,11 @@ class Lease:
         )
 
 
+def purpose_of(model: LocalModel) -> Purpose:
+    """What a model is loaded for before anybody asked for something of it."""
+    return "rerank" if model.info.task == "rerank" else "chat"
+
+
 def key(name: str, purpose: Purpose) -> str:
     """The scheduler's name for a model and what it is loaded for."""
     return f"{purpose} {name}"

@@ -53,6 +53,7 @@ FEATURES: frozenset[Feature] = frozenset(
         "grammar",
         "tools",
         "embed",
+        "rerank",
         "prompt_cache",
         "batch",
     )
@@ -100,7 +101,7 @@ def order(
     model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, purpose: Purpose
 ) -> dict[str, Any]:
     """The parameters, by dotted name; `runners/llamacpp.py` sets them."""
-    return {"params": parameters(model, plan, placement, api_key, embed=purpose == "embed")}
+    return {"params": parameters(model, plan, placement, api_key, purpose)}
 
 
 def saving(order: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def drafting(order: dict[str, Any], draft: LocalModel) -> dict[str, Any]:
 
 
 def parameters(
-    model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, *, embed: bool
+    model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, purpose: Purpose
 ) -> dict[str, Any]:
     """The engine's parameters for one runner, by dotted name."""
     wanted: dict[str, Any] = {
@@ -169,10 +170,11 @@ def parameters(
     if placement.kv_type != "f16":
         kind = {"enum": ["ggml_type", f"GGML_TYPE_{placement.kv_type.upper()}"]}
         wanted |= {"cache_type_k": kind, "cache_type_v": kind}
-    if embed:
+    if purpose != "chat":
+        pooling = "RANK" if purpose == "rerank" else "MEAN"
         wanted |= {
             "embedding": True,
-            "pooling_type": {"enum": ["llama_pooling_type", "LLAMA_POOLING_TYPE_MEAN"]},
+            "pooling_type": {"enum": ["llama_pooling_type", f"LLAMA_POOLING_TYPE_{pooling}"]},
             # An input is computed in one piece. With one cache for all slots, each may be as long
             # as the context.
             "n_ctx": placement.context,

@@ -6,6 +6,7 @@ or any dialect; `connect` gives a target for a runner's private address.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -30,11 +31,16 @@ from llm_runner_router.types import (
     EmbedRequest,
     Origin,
     Price,
+    Ranked,
+    Ranking,
     Request,
+    Reranker,
+    RerankRequest,
     Target,
+    Usage,
 )
 
-from . import speculate
+from . import llamacpp, speculate
 from .base import Adapted
 from .calls import CallReader
 from .fanout import choices
@@ -43,11 +49,13 @@ from .residency import Residency
 
 TRIES = 3
 """Requests sent for one answer, until one of them has begun to be answered."""
+RANKED = 64
+"""Documents that are scored under one lease. Between two, others who wait get their turn."""
 BRIEFLY = 0.2
 """Seconds to wait for the news that a process died, where another try follows anyway."""
 
 
-class Connected(Target, Embedder, Protocol):
+class Connected(Target, Embedder, Reranker, Protocol):
     """What `connect` gives: something that asks one runner."""
 
 
@@ -152,6 +160,55 @@ class LocalTarget:
                     return self._checked(found, request)
         raise AssertionError("the loop returns or raises")
 
+    async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+        """Order the documents of `request`, in a runner of its own if the engine wants one.
+
+        Raises:
+            ContextTooLong: a document with the query is longer than the context; names it.
+            Unsupported: the model was not made for it.
+            RunnerError: as `open`.
+        """
+        ranked: list[Ranked] = []
+        tokens = 0
+        with _Named(self._name):
+            model = await self._ready()
+            engine = self._residency.engine(model, "rerank")
+            if engine.NAME == llamacpp.NAME and model.info.task != "rerank":
+                # It would take any model, and call its first number a score.
+                raise Unsupported(
+                    f"`{self._name}` does not rerank: its `pooling_type` is not `rank`",
+                    hint="take a model that was made to score a query and a document",
+                    param="model",
+                )
+            for start in range(0, len(request.documents), RANKED):
+                part = await self._scored(model, request, start, call)
+                ranked += [Ranked(one.index + start, one.score) for one in part.results]
+                tokens += part.usage.prompt_tokens
+        ranked.sort(key=lambda one: (-one.score, one.index))
+        return Ranking(tuple(ranked[: request.top_n]), Usage(tokens), self._origin)
+
+    async def _scored(
+        self, model: LocalModel, request: RerankRequest, start: int, call: Call
+    ) -> Ranking:
+        """The documents of `request` from `start` on, as many as one lease may score."""
+        documents = request.documents[start : start + RANKED]
+        part = msgspec.structs.replace(request, documents=documents, top_n=None)
+        for left in reversed(range(TRIES)):
+            async with self._residency.lease(model, "rerank", call) as lease:
+                try:
+                    found = await self._remote(lease.endpoint).rerank(part, call)
+                except ContextTooLong as exc:
+                    exc.param = _moved(exc.param, start)
+                    raise
+                except UpstreamError as exc:
+                    if "too large to process" in exc.message:
+                        raise ContextTooLong(exc.message, param="documents") from exc
+                    await _may_try_again(lease, exc, left)
+                    continue
+                lease.finished()
+                return found
+        raise AssertionError("the loop returns or raises")
+
     async def _ready(self) -> LocalModel:
         return self._model if self._prepare is None else await self._prepare(self._model)
 
@@ -169,6 +226,12 @@ class LocalTarget:
         if self._connected is None or self._connected[0] != endpoint:
             self._connected = endpoint, self._connect(endpoint)
         return self._connected[1]
+
+
+def _moved(param: str | None, start: int) -> str:
+    """`documents[3]` of a part that began at `start`, as the whole request counts."""
+    found = re.fullmatch(r"documents\[(\d+)\]", param or "")
+    return f"documents[{int(found[1]) + start}]" if found else "documents"
 
 
 async def _may_try_again(lease: Lease, exc: UpstreamError, left: int) -> None:

@@ -11,14 +11,15 @@ from llm_runner_router.models.info import LocalModel
 from . import base, llamacpp
 from .effects import Group
 from .fit import Placement
-from .live import Known, Purpose
+from .live import Known, Purpose, purpose_of
 
 
 def known(
     model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, *, budget: int
 ) -> Known:
     """`model` for `purpose`, placed within `budget` bytes as `engine` counts them."""
-    pinned = purpose == "chat" and _is_named(model.name, settings.pin)
+    first = "chat" if "one_process" in engine.FEATURES else purpose_of(model)
+    pinned = purpose == first and _is_named(model.name, settings.pin)
     placement = _place(model, purpose, engine, settings, budget)
     return Known(model, purpose, engine, placement, pinned, _groups(model.name, settings))
 
@@ -36,7 +37,7 @@ def is_fast(known: Known) -> bool:
 def _place(
     model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, budget: int
 ) -> Placement:
-    slots, context, embed = settings.slots, settings.context, purpose == "embed"
+    slots, context, embed = settings.slots, settings.context, purpose != "chat"
     if engine.RUNNER != llamacpp.RUNNER:
         return engine.place(model.info, slots=slots, context=context, budget=budget, embed=embed)
     drafts = model.draft is not None and settings.speculate in ("auto", "draft") and not embed

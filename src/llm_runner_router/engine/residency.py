@@ -35,7 +35,7 @@ from llm_runner_router.types import Call
 from . import base, devices, drafts, fit, llamacpp, placing, speculate, threads
 from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
-from .live import Known, Lease, Live, Purpose
+from .live import Known, Lease, Live, Purpose, purpose_of
 from .live import key as key_of
 from .refused import refusal
 from .scheduler import Scheduler
@@ -50,7 +50,7 @@ Event = Callable[[float], list[Effect]]
 
 SAMPLE = 2.0
 """Seconds between two looks at the machine's load."""
-PURPOSES: tuple[Purpose, ...] = ("chat", "embed")
+PURPOSES: tuple[Purpose, ...] = ("chat", "embed", "rerank")
 FRESH = 0.25
 """A look older than this is repeated before a model is loaded."""
 STOPPING = 12.0
@@ -201,9 +201,10 @@ class Residency:
         Raises:
             RunnerError: as `lease`.
         """
+        purpose = purpose_of(model)
         if pin:
-            self._know(model, "chat").pinned = True
-        async with self.lease(model, "chat"):
+            self._know(model, purpose).pinned = True
+        async with self.lease(model, purpose):
             pass
 
     def replace(self, model: LocalModel) -> None:
@@ -225,8 +226,8 @@ class Residency:
         there was something to stop.
         """
         found = [live for live in self._live.values() if live.known.model.name == name]
-        self._post(partial(self._scheduler.on_stop, key_of(name, "chat")))
-        self._post(partial(self._scheduler.on_stop, key_of(name, "embed")))
+        for purpose in PURPOSES:
+            self._post(partial(self._scheduler.on_stop, key_of(name, purpose)))
         waits = [live.gone.wait() for live in found]
         try:
             async with asyncio.timeout(STOPPING):

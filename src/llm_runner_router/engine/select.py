@@ -140,6 +140,8 @@ class EngineSelector:
         verdict = engine.can_run(info, machine)
         if purpose == "embed" and verdict.score > 0 and "embed" not in engine.FEATURES:
             return Verdict(engine.NAME, 0.0, "gives no embeddings")
+        if purpose == "rerank" and verdict.score > 0 and "rerank" not in engine.FEATURES:
+            return Verdict(engine.NAME, 0.0, "does not rerank")
         missing = tuple(name for name in engine.NEEDS if not self._installed(name))
         if verdict.score <= 0 or not missing:
             return verdict

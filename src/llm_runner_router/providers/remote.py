@@ -1,4 +1,4 @@
-"""A model behind a URL that speaks OpenAI's dialect, as a `Target` and an `Embedder`.
+"""A model behind a URL that speaks OpenAI's dialect, as a `Target`, an `Embedder` and a `Reranker`.
 
 Knows: one account (URL, key, headers), one model, how to turn a failure into an error that names
 the target and tells no key. Does not know: other targets, retries, whether the URL is a provider's
@@ -30,9 +30,19 @@ from llm_runner_router.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from llm_runner_router.types import Call, Delta, Embeddings, EmbedRequest, Origin, Price, Request
+from llm_runner_router.types import (
+    Call,
+    Delta,
+    Embeddings,
+    EmbedRequest,
+    Origin,
+    Price,
+    Ranking,
+    Request,
+    RerankRequest,
+)
 
-from .dialects import openai
+from .dialects import openai, rerank
 from .hosts import Host
 from .http import HttpClient, Response, Timeouts
 from .reader import StreamReader
@@ -173,8 +183,26 @@ class RemoteTarget:
         Raises:
             RunnerError: as `open` does.
         """
+        count = len(request.inputs)
+        wire = openai.build_embed(request, self._model)
+        found = await self._whole_answer(wire, call, lambda data: openai.parse_embed(data, count))
+        return msgspec.structs.replace(found, origin=self._origin)
+
+    async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+        """Order the documents of `request`.
+
+        Raises:
+            RunnerError: as `open` does.
+        """
+        wire = rerank.build(request, self._model)
+        found = await self._whole_answer(wire, call, lambda data: rerank.parse(data, request))
+        return msgspec.structs.replace(found, origin=self._origin)
+
+    async def _whole_answer(
+        self, wire: openai.WireRequest, call: Call, parse: Callable[[bytes], T]
+    ) -> T:
+        """Ask for one value, and read it."""
         try:
-            wire = openai.build_embed(request, self._model)
             async with self._client.stream(
                 "POST",
                 self._url(wire.path),
@@ -186,12 +214,10 @@ class RemoteTarget:
                 if response.status != 200:
                     raise await self._refusal(response)
                 body = await response.read(MAX_BODY)
-            count = len(request.inputs)
-            found = self._parsed(lambda data: openai.parse_embed(data, count), body)
+            return self._parsed(parse, body)
         except RunnerError as exc:
             self._own(exc)
             raise
-        return msgspec.structs.replace(found, origin=self._origin)
 
     async def _refusal(self, response: Response) -> RunnerError:
         """The error that a response other than 200 means."""

@@ -18,6 +18,7 @@ from llm_runner_router.types import (
     ModelCard,
     Origin,
     Request,
+    Reranker,
     Target,
     Tokenized,
     TokenizeRequest,
@@ -92,6 +93,14 @@ class Gateway(Protocol):
 
     def embedder(self, model: str) -> Embedder:
         """What embeds for `model`.
+
+        Raises:
+            UnknownModel, Unsupported
+        """
+        ...
+
+    def reranker(self, model: str) -> Reranker:
+        """What reranks for `model`.
 
         Raises:
             UnknownModel, Unsupported

@@ -28,6 +28,7 @@ from . import (
     openai_embeddings,
     openai_json,
     openai_models,
+    rerank,
     sse,
     tokenize,
 )
@@ -104,6 +105,7 @@ class HttpApp:
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
             "/embeddings": {"POST": self._embeddings},
+            "/rerank": {"POST": self._rerank},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/models": {"GET": self._models},
@@ -205,6 +207,18 @@ class HttpApp:
                 reply.origin, reply.usage = result.origin, result.usage
                 head = [*answer_headers(reply), *figures(reply, 0)]
                 await exchange.json(200, openai_embeddings.encode(result, asked), head)
+
+    async def _rerank(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            asked = _readable(exchange, rerank.decode, await self.body(exchange))
+            reranker = self.gateway.reranker(asked.request.model)
+            call = self._call(exchange, caller, None)
+            reply = Reply("", self._created, call.trace)
+            async with exchange.watching():
+                result = await reranker.rerank(asked.request, call)
+                reply.origin, reply.usage = result.origin, result.usage
+                head = [*answer_headers(reply), *figures(reply, 0)]
+                await exchange.json(200, rerank.encode(result, asked, call.id), head)
 
     async def _tokenize(self, exchange: Exchange, caller: str) -> None:
         with _Room(self):

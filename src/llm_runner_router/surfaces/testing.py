@@ -15,6 +15,7 @@ from llm_runner_router.types import (
     Embedder,
     ModelCard,
     Request,
+    Reranker,
     Target,
     Tokenized,
     TokenizeRequest,
@@ -27,7 +28,7 @@ KEY = "llmrr-key-for-tests"
 
 
 class FakeGateway:
-    """Serves `targets` and `embedders` to whoever shows `key`.
+    """Serves `targets`, `embedders` and `rerankers` to whoever shows `key`.
 
     Attributes:
         asked: what the operator's routes asked for, in order, as `verb:name`.
@@ -39,6 +40,7 @@ class FakeGateway:
         targets: Mapping[str, Target] = {},
         embedders: Mapping[str, Embedder] = {},
         *,
+        rerankers: Mapping[str, Reranker] = {},
         key: str = KEY,
         clock: Callable[[], float] = time.monotonic,
         decisions: Sequence[Decision] = (),
@@ -46,6 +48,7 @@ class FakeGateway:
     ) -> None:
         self.targets = dict(targets)
         self.embedders = dict(embedders)
+        self.rerankers = dict(rerankers)
         self.clock = clock
         self.calls: list[Call] = []
         self.asked: list[str] = []
@@ -74,6 +77,10 @@ class FakeGateway:
         """See `Gateway`."""
         return self._found(self.embedders, model)
 
+    def reranker(self, model: str) -> Reranker:
+        """See `Gateway`."""
+        return self._found(self.rerankers, model)
+
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """See `Gateway`: every byte is a token; `around` begins with 256, called `<s>`."""
         self.target(request.model)
@@ -95,7 +102,8 @@ class FakeGateway:
 
     def cards(self) -> Sequence[ModelCard]:
         """See `Gateway`."""
-        return [ModelCard(name, local=True) for name in (*self.targets, *self.embedders)]
+        names = (*self.targets, *self.embedders, *self.rerankers)
+        return [ModelCard(name, local=True) for name in names]
 
     def start_call(
         self,

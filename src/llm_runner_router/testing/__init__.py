@@ -1,18 +1,26 @@
 """Fakes for the contracts, and checks that every implementation must pass.
 
-Public: whoever writes a target, an embedder, a surface, a strategy, a policy or a model format
-tests it with these.
+Public: whoever writes a target, an embedder, a reranker, a surface, a strategy, a policy or a model
+format tests it with these.
 
     async def test_mine() -> None:
         await check_target(lambda fake: Mine("mine", [fake("a"), fake("b")]))
 """
 
-from .checks import SITUATIONS, MakeTarget, check_embedder, check_situation, check_target
+from .checks import (
+    SITUATIONS,
+    MakeTarget,
+    check_embedder,
+    check_reranker,
+    check_situation,
+    check_target,
+)
 from .codecs import check_surface
 from .engines import check_engine
 from .fakes import (
     FakeClock,
     FakeEmbedder,
+    FakeReranker,
     FakeTarget,
     Gate,
     Script,
@@ -30,6 +38,7 @@ __all__ = [
     "FakeClock",
     "FakeEmbedder",
     "FakeHub",
+    "FakeReranker",
     "FakeTarget",
     "Fault",
     "Gate",
@@ -41,6 +50,7 @@ __all__ = [
     "check_embedder",
     "check_engine",
     "check_format",
+    "check_reranker",
     "check_situation",
     "check_source",
     "check_surface",

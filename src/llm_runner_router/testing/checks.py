@@ -1,4 +1,4 @@
-"""What every `Target` and every `Embedder` must do, whatever it is made of.
+"""What every `Target`, `Embedder` and `Reranker` must do, whatever it is made of.
 
 Knows: the contract in `types.py`. Does not know: any real target. Every situation runs with the
 garbage collector off, because it would close what a target forgot (a strategy that leaked passed
@@ -16,9 +16,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from msgspec import structs
+
 from llm_runner_router.deltas import collect
 from llm_runner_router.errors import BadRequest, ConnectFailed, RunnerError, StreamBroken
-from llm_runner_router.types import Call, Delta, Embedder, EmbedRequest, Request, Target
+from llm_runner_router.types import (
+    Call,
+    Delta,
+    Embedder,
+    EmbedRequest,
+    Request,
+    Reranker,
+    RerankRequest,
+    Target,
+)
 
 from .fakes import FakeTarget, Gate, Script, Step, a_call, a_request, deltas_of
 
@@ -369,3 +380,31 @@ async def check_embedder(embedder: Embedder, call: Call | None = None) -> None:
 
 def _near(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(abs(x - y) <= 1e-3 * max(1.0, abs(x)) for x, y in zip(a, b, strict=True))
+
+
+# ---------------------------------------------------------------- rerankers
+
+
+async def check_reranker(reranker: Reranker, call: Call | None = None) -> None:
+    """What every `Reranker` must do.
+
+    Raises:
+        AssertionError: it does not do what the contract of `Reranker` says.
+    """
+    call = call or a_call()
+    documents = ("a small cat", "a large dog sat", "a small cat", "rain")
+    request = RerankRequest(reranker.name, "the small cat", documents)
+    async with _nothing_left():
+        result = await reranker.rerank(request, call)
+        places = [one.index for one in result.results]
+        assert sorted(places) == [0, 1, 2, 3], "every document once"
+        scores = [one.score for one in result.results]
+        assert scores == sorted(scores, reverse=True), "the best is not the first"
+        of = {one.index: one.score for one in result.results}
+        assert _near((of[0],), (of[2],)), "equal documents have different scores"
+        assert len({round(score, 6) for score in scores}) > 1, "all scores are equal"
+        assert result.usage.prompt_tokens > 0, "the usage was not told"
+        two = await reranker.rerank(structs.replace(request, top_n=2), call)
+        assert len(two.results) == 2, "`top_n` was not kept"
+        one = await reranker.rerank(structs.replace(request, documents=documents[1:2]), call)
+        assert _near((one.results[0].score,), (of[1],)), "a score depends on its neighbours"

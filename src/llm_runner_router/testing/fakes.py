@@ -27,7 +27,10 @@ from llm_runner_router.types import (
     Message,
     Origin,
     Price,
+    Ranked,
+    Ranking,
     Request,
+    RerankRequest,
     Usage,
 )
 
@@ -271,6 +274,32 @@ class FakeEmbedder:
 
 def _vector(data: bytes, size: int) -> tuple[float, ...]:
     return tuple(byte / 255 for byte in hashlib.sha256(data).digest()[:size])
+
+
+class FakeReranker:
+    """A reranker that counts the words of the query in each document.
+
+    Args:
+        name: the reranker's name.
+        error: raised instead of an answer.
+    """
+
+    def __init__(self, name: str, *, error: BaseException | None = None) -> None:
+        self.name = name
+        self.error = error
+        self.requests: list[RerankRequest] = []
+
+    async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+        """See `Reranker.rerank`."""
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        words = request.query.split()
+        scores = [float(sum(d.split().count(w) for w in words)) for d in request.documents]
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: request.top_n]
+        tokens = sum(len(words) + len(d.split()) for d in request.documents)
+        results = tuple(Ranked(i, scores[i]) for i in order)
+        return Ranking(results, Usage(prompt_tokens=tokens), Origin(self.name, self.name))
 
 
 def a_request(text: str = "hello", *, model: str = "m") -> Request:

@@ -26,12 +26,14 @@ from .http import Handler, Reply, Request
 from .reading import CALL, CALL_END, THINK, THINK_END, Reader
 from .refusal import Refusal, too_long
 from .run import Run, Running
-from .session import Loaded, Order
+from .session import Loaded, Order, Pair
 from .template import ChatTemplate
 from .turns import Pool, Turns
 
 BATCH = 32
-"""Texts embedded in one turn."""
+"""Texts embedded or scored in one turn."""
+MOST = 8192
+"""Tokens scored in one turn, padding counted, unless one document alone has more."""
 
 
 class EmbedBody(Struct):
@@ -234,18 +236,31 @@ class Api:
     async def _rerank(self, request: Request, reply: Reply) -> None:
         body = _decoded(request.body, RerankBody)
         texts = [d if isinstance(d, str) else str(d.get("text", "")) for d in body.documents]
-        scores: list[float] = []
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
-            scores += await self._turns.run(partial(self._loaded.score, body.query, part))
+        pairs = await asyncio.to_thread(self._pairs, body.query, texts)
+        scores = [0.0] * len(pairs)
+        for part in batches([len(pair.tokens) for pair in pairs]):
+            work = partial(self._loaded.score, [pairs[i] for i in part])
+            for i, score in zip(part, await self._turns.run(work), strict=True):
+                scores[i] = score
+        count = sum(len(pair.tokens) for pair in pairs)
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: body.top_n]
         reply.json(
             {
                 "object": "list",
                 "model": self._order.name,
                 "results": [{"index": i, "relevance_score": scores[i]} for i in best],
+                "usage": {"prompt_tokens": count, "total_tokens": count},
             }
         )
+
+    def _pairs(self, query: str, texts: list[str]) -> list[Pair]:
+        pairs = []
+        for i, text in enumerate(texts):
+            pair = self._loaded.vocabulary.pair(query, text)
+            if len(pair.tokens) > self._order.context:
+                raise too_long(len(pair.tokens), self._order.context, f"documents[{i}]")
+            pairs.append(pair)
+        return pairs
 
     # ------------------------------------------------------------ the rest
 
@@ -266,6 +281,21 @@ class Api:
         self._check(body.tokens, "tokens")
         pieces = [self._loaded.vocabulary.piece(token) for token in body.tokens]
         reply.json({"content": b"".join(pieces).decode("utf-8", "replace")})
+
+
+def batches(lengths: list[int]) -> list[list[int]]:
+    """Which sequences are computed together, by their numbers of tokens.
+
+    Those of like length are, so that little of a batch is padding.
+    """
+    parts: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = parts[-1] if parts else []
+        if not last or len(last) == BATCH or (len(last) + 1) * lengths[i] > MOST:
+            parts.append([i])
+        else:
+            last.append(i)
+    return parts
 
 
 def _inputs(given: Any) -> list[str | list[int]]:

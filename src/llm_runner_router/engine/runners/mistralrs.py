@@ -31,7 +31,7 @@ from .api import Api
 from .asked import Asked
 from .refusal import Refusal, too_long, unsupported
 from .run import Emitted, Finish, Running, timed, used
-from .session import Loaded, Order, Session
+from .session import Loaded, Order, Pair, Session
 from .stops import Stops
 from .vocabulary import HubVocabulary
 
@@ -148,7 +148,7 @@ class MistralModel:
         """
         raise Refusal("mistralrs gives no embeddings of this model", type="unsupported_parameter")
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Not with this engine.
 
         Raises:

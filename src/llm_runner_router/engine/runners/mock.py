@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from . import serving
 from .sampling import Logits
-from .session import Order, Session
+from .session import Order, Pair, Session
 from .vocabulary import wrapped
 
 END, ANSWER = 256, 257
@@ -72,6 +72,11 @@ class ByteVocabulary:
         text, mark, _ = text.partition("<answer>")
         return [*text.encode(), *((ANSWER,) if begin or mark else ())]
 
+    def pair(self, first: str, second: str) -> Pair:
+        """See `session.Vocabulary`."""
+        one, other = list(first.encode()), list(second.encode())
+        return Pair([*one, END, *other], [0] * (len(one) + 1) + [1] * len(other))
+
     def piece(self, token: int) -> bytes:
         """See `session.Vocabulary`."""
         return bytes([token]) if token < END else b"<end>" if token == END else b"<answer>"
@@ -106,10 +111,14 @@ class MockModel:
             row /= np.linalg.norm(row)
         return rows
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
         """How many of the query's words each document has."""
-        words = set(query.lower().split())
-        return [float(len(words & set(d.lower().split()))) for d in documents]
+        return [float(len(_words(pair, 0) & _words(pair, 1))) for pair in pairs]
+
+
+def _words(pair: Pair, kind: int) -> set[bytes]:
+    text = zip(pair.tokens, pair.kinds, strict=True)
+    return set(bytes(t for t, k in text if k == kind and t < END).lower().split())
 
 
 class MockSession:

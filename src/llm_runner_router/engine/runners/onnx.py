@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from . import hub, serving
 from .refusal import Refusal
 from .sampling import Logits
-from .session import Order, Session
+from .session import Order, Pair, Session
 from .vocabulary import HubVocabulary
 
 NAMES = ("model.onnx", "onnx/model.onnx", "decoder_model_merged.onnx",
@@ -160,7 +160,7 @@ class OnnxModel:
         lengths = np.linalg.norm(found, axis=-1, keepdims=True)
         return np.asarray(found / np.maximum(lengths, 1e-12), np.float32)
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `session.Loaded`: the logit of the classifier's first class.
 
         Raises:
@@ -168,9 +168,8 @@ class OnnxModel:
         """
         if self._writes or "logits" not in self._outputs:
             raise Refusal("this model does not rerank", type="unsupported_parameter")
-        pairs = [self.vocabulary.pair(query, document) for document in documents]
-        tokens, mask = padded([ids for ids, _ in pairs])
-        kinds, _ = padded([kinds for _, kinds in pairs])
+        tokens, mask = padded([pair.tokens for pair in pairs])
+        kinds, _ = padded([pair.kinds for pair in pairs])
         return [float(row[0]) for row in self._run("logits", tokens, mask, kinds)]
 
     def _run(

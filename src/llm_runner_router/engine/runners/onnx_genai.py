@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import hub, serving
 from .refusal import Refusal
 from .sampling import Logits
-from .session import Order, Session
+from .session import Order, Pair, Session
 from .vocabulary import HubVocabulary
 
 
@@ -77,7 +77,7 @@ class GenaiModel:
             type="unsupported_parameter",
         )
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
         """Not with this engine.
 
         Raises:

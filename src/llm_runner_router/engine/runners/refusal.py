@@ -40,11 +40,12 @@ class Refusal(Exception):
         return {"error": error}
 
 
-def too_long(prompt: int, context: int) -> Refusal:
-    """The prompt leaves no room in the context; both in tokens."""
+def too_long(prompt: int, context: int, param: str | None = None) -> Refusal:
+    """The prompt leaves no room in the context; both in tokens. `param` is the field at fault."""
     return Refusal(
         f"request ({prompt} tokens) exceeds the available context size ({context} tokens)",
         type="exceed_context_size_error",
+        param=param,
         facts={"n_prompt_tokens": prompt, "n_ctx": context},
     )
 

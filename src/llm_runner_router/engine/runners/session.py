@@ -52,6 +52,10 @@ class Vocabulary(Protocol):
         """
         ...
 
+    def pair(self, first: str, second: str) -> Pair:
+        """Two texts as one sequence."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for in a text."""
         ...
@@ -63,6 +67,14 @@ class Vocabulary(Protocol):
     def matcher_source(self) -> Any:
         """What `llguidance.LLTokenizer` is made from."""
         ...
+
+
+class Pair(Struct, frozen=True):
+    """Two texts as one sequence, as a cross-encoder takes them."""
+
+    tokens: list[int]
+    kinds: list[int]
+    """For each token, which text it belongs to: 0 or 1."""
 
 
 class Session(Protocol):
@@ -107,6 +119,6 @@ class Loaded(Protocol):
         """One vector of length one per text, shape (texts, width)."""
         ...
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """How well each document answers the query; greater is better."""
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
+        """How well the second text of each pair answers the first; greater is better."""
         ...

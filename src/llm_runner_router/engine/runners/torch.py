@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import hub, serving
 from .refusal import Refusal
 from .sampling import Logits
-from .session import Order, Session
+from .session import Order, Pair, Session
 from .vocabulary import HubVocabulary
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -91,7 +91,7 @@ class TorchModel:
             vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return np.asarray(vectors.cpu().numpy(), np.float32)
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `session.Loaded`: the logit of a sequence classifier's first class.
 
         Raises:
@@ -102,9 +102,8 @@ class TorchModel:
         import torch
 
         self._threads.use(many=True)
-        pairs = [self.vocabulary.pair(query, document) for document in documents]
-        tokens, mask = _padded([ids for ids, _ in pairs], self._device)
-        kinds, _ = _padded([kinds for _, kinds in pairs], self._device)
+        tokens, mask = _padded([pair.tokens for pair in pairs], self._device)
+        kinds, _ = _padded([pair.kinds for pair in pairs], self._device)
         more = {"token_type_ids": kinds} if self._config.get("type_vocab_size", 0) > 1 else {}
         with torch.inference_mode():
             logits = self._model(input_ids=tokens, attention_mask=mask, **more).logits

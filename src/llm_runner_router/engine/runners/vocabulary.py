@@ -16,7 +16,7 @@ from llm_runner_router.errors import BadRequest, RunnerError
 from llm_runner_router.tokens.load import load
 
 from .refusal import Refusal, unsupported
-from .session import Vocabulary
+from .session import Pair, Vocabulary
 
 
 class HubVocabulary:
@@ -38,6 +38,7 @@ class HubVocabulary:
         except RunnerError as exc:
             raise Refusal(exc.message, status=500) from exc
         self._file = folder / "tokenizer.json"
+        self._engine: Engine | None = None
         self._size = size or self._tokenizer.size
         self.ends = frozenset(ends)
 
@@ -50,16 +51,20 @@ class HubVocabulary:
         """See `session.Vocabulary`."""
         return self._tokenizer.encode(text, special=True, add_bos=None if begin else False)
 
-    def pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Two texts as a cross-encoder takes them: tokens, and which text each belongs to.
+    def pair(self, first: str, second: str) -> Pair:
+        """See `session.Vocabulary`.
 
         Raises:
             Refusal: there is no `tokenizer.json`, which says how.
         """
         if not self._file.is_file():
             raise unsupported("this model has no tokenizer.json to put two texts together", "query")
-        found = Engine.from_file(str(self._file)).encode(first, second)
-        return list(found.ids), list(found.type_ids)
+        if self._engine is None:  # only rerankers need it
+            self._engine = Engine.from_file(str(self._file))
+            self._engine.no_truncation()  # what does not fit is refused, not cut off
+            self._engine.no_padding()
+        found = self._engine.encode(first, second)
+        return Pair(list(found.ids), list(found.type_ids))
 
     def piece(self, token: int) -> bytes:
         """See `session.Vocabulary`; a number that only pads the model's output is nothing."""
