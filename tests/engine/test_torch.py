@@ -91,7 +91,7 @@ def test_greedy_answers_are_those_of_transformers(
             one["logprob"] for one in first["top_logprobs"]
         )
         assert answer.text == "".join(one["token"] for one in told)
-    (row,) = local.residency.status()
+    row = next(row for row in local.residency.status() if row.name == model.name)
     assert (row.engine, row.state) == ("torch", "ready")
     assert row.memory is not None
     assert row.memory < row.reserved
