@@ -175,7 +175,7 @@ class _File:
             value_length=width // heads,
             vocabulary=len(tokens),
             tokenizer="spm",
-            notes=(f"{self.kind} {self.version}, from before GGUF: it runs here once converted",),
+            notes=(f"{self.kind} {self.version}, from before GGUF: read here, not run",),
             **count(self.weights.values()),
         )
 
