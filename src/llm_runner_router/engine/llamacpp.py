@@ -37,6 +37,7 @@ from .adapting import check, plain, sampled, spliced
 from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
 from .devices import Machine
 from .fit import UBATCH, KvType, Placement
+from .references import moved
 from .threads import CpuPlan
 
 NAME = "llamacpp"
@@ -280,25 +281,13 @@ def _call_schema(tool: Tool, place: str) -> dict[str, Any]:
     arguments: Any = {"type": "object"}
     if tool.parameters is not None:
         arguments = _decoded(tool.parameters, f"tools.{tool.name}.parameters") or arguments
-        arguments = _moved(arguments, f"{place}/properties/arguments")
+        arguments = moved(arguments, f"{place}/properties/arguments")
     return {
         "type": "object",
         "properties": {"name": {"const": tool.name}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
-
-
-def _moved(schema: Any, place: str) -> Any:
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    ref = moved.get("$ref")
-    if isinstance(ref, str) and ref.startswith("#"):
-        moved["$ref"] = place + ref[1:]
-    return moved
 
 
 def _function(tool: Tool) -> dict[str, Any]:

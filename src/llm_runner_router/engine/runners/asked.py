@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from llm_runner_router.engine.references import moved
+
 from . import grammar
 from .reading import CALL, CALL_END
 from .refusal import Refusal, unsupported
@@ -268,7 +270,7 @@ def _forced(tools: list[dict[str, Any]], tagged: bool) -> str:
                 "type": "object",
                 "properties": {
                     "name": {"const": function.get("name")},
-                    "arguments": _moved(arguments, place),
+                    "arguments": moved(arguments, place),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
@@ -276,16 +278,3 @@ def _forced(tools: list[dict[str, Any]], tagged: bool) -> str:
         )
     before, after = (f"{CALL}\n", f"\n{CALL_END}") if tagged else ("", "")
     return grammar.of_schema({"anyOf": calls}, before, after)
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """The schema with its own references pointing to where it is put."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
-    ref = moved.get("$ref")
-    if isinstance(ref, str) and ref.startswith("#"):
-        moved["$ref"] = place + ref[1:]
-    return moved
