@@ -161,18 +161,20 @@ async def converting(
     finally:
         os.close(write)
     reports = asyncio.StreamReader(limit=1 << 20)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reports), os.fdopen(read, "rb", buffering=0)
-    )
+    pipe = os.fdopen(read, "rb", buffering=0)
     job = Job(process, reports)
     log = asyncio.create_task(job._read_log())
-    try:
+    transport = None
+    try:  # from here on the process has an owner
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reports), pipe
+        )
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(order) + b"\n")
         yield job
     finally:
         await job._stop()
-        transport.close()
+        (transport or pipe).close()
         log.cancel()
         with suppress(asyncio.CancelledError):
             await log
