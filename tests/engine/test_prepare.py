@@ -17,7 +17,13 @@ from llm_runner_router.config import Config, Engine, Node
 from llm_runner_router.deltas import collect
 from llm_runner_router.engine.prepare import Preparer, find_way
 from llm_runner_router.engine.select import EngineSelector
-from llm_runner_router.errors import LoadFailed, ModelFileError, RunnerError, Unsupported
+from llm_runner_router.errors import (
+    LoadFailed,
+    ModelFileError,
+    RunnerError,
+    Unavailable,
+    Unsupported,
+)
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.types import Message, Request, Sampling
@@ -107,14 +113,24 @@ async def test_another_file_under_the_name_is_another_model(
         await ready.ready(wanted)
 
 
+async def test_a_result_that_was_deleted_is_made_again(environ: dict[str, str]) -> None:
+    ready = preparer(NO_TORCH, environ)
+    made = await ready.ready(local())
+    made.path.unlink()
+    assert (await ready.ready(local())).path.exists()
+
+
 async def test_closing_ends_what_runs_and_leaves_nothing(environ: dict[str, str]) -> None:
     ready = preparer(NO_TORCH, environ)
     waiting = asyncio.create_task(ready.ready(local()))
     await asyncio.sleep(0)
     assert ready.making(local().name)
     await ready.close()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Unavailable):  # nobody cancelled whoever waits
         await waiting
+    with pytest.raises(Unavailable):
+        await ready.ready(local())
+    assert not ready.making(local().name)
     assert files(environ, "*.converting") == []
 
 
@@ -176,11 +192,14 @@ async def test_requests_move_over_to_the_faster_form_without_a_failed_one(
     async with asyncio.timeout(90):
         await app.start()
         try:
+            await app.load("m", pin=True)
             await ask()
             assert {"mistralrs", "torch"} & set(engines), "at once, as it is"
             while "llamacpp" not in engines:
                 await asyncio.gather(ask(), ask())
             await ask()
+            better = next(row for row in app.ps() if row.engine == "llamacpp")
+            assert better.pinned, "what is kept loaded stays so in its better form"
         finally:
             await app.close()
     assert len(set(answers)) == 1, "the same greedy answer from both"

@@ -25,6 +25,7 @@ from llm_runner_router.errors import (
     LoadFailed,
     ModelFileError,
     RunnerError,
+    Unavailable,
     Unsupported,
 )
 from llm_runner_router.models.detect import describe
@@ -99,6 +100,7 @@ class Preparer:
         self._environ = environ
         self._replaced = replaced
         self._work: dict[Key, _Work] = {}
+        self._closed = False
 
     async def ready(self, model: LocalModel) -> LocalModel:
         """`model` in the best form there is now; waits only where no engine runs it as it is.
@@ -111,16 +113,23 @@ class Preparer:
         if runs and not _wants(model):
             return model
         work = self._work.setdefault(_key(model), _Work())
-        if work.result is not None:
+        if work.result is not None and work.result.path.exists():
             return work.result
-        if work.task is None:
+        work.result = None  # somebody deleted it: it is made again
+        if work.task is None and not self._closed:
             self._begin(work, model, background=runs)
         if runs:
             return model
-        if work.task is None:
-            assert work.failed is not None
-            raise work.failed.with_traceback(None)  # each raise would add to it
-        return await asyncio.shield(work.task)
+        task = work.task
+        if task is None:
+            # Without its traceback: each raise would add to it.
+            raise (work.failed or _closing(model)).with_traceback(None)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # the conversion was ended, not whoever waits for it
+                raise _closing(model) from None
+            raise
 
     def way(self, model: LocalModel) -> Way:
         """How `model` would be made ready.
@@ -135,7 +144,8 @@ class Preparer:
         return any(key[0] == name and w.task is not None for key, w in self._work.items())
 
     async def close(self) -> None:
-        """End the conversions that run; what they wrote is removed."""
+        """End the conversions that run and start none; what they wrote is removed."""
+        self._closed = True
         tasks = [work.task for work in self._work.values() if work.task is not None]
         for task in tasks:
             task.cancel()
@@ -220,6 +230,10 @@ class Preparer:
         work.failed, work.again = exc, self._clock() + AGAIN
         if background:  # it answers as it is; nobody waits for the news
             _log.warning("%s stays as it is: %s", model.name, exc.message)
+
+
+def _closing(model: LocalModel) -> Unavailable:
+    return Unavailable(f"`{model.name}` is not made ready any more: this is closing")
 
 
 def find_way(model: LocalModel, engines: EngineSelector) -> Way:

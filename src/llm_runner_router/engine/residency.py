@@ -216,8 +216,8 @@ class Residency:
         for purpose in PURPOSES:
             key = key_of(model.name, purpose)
             if key in self._known:
-                self._know(model, purpose)
-                self._post(partial(self._scheduler.on_replan, key))
+                known = self._know(model, purpose)
+                self._post(partial(self._scheduler.on_replan, key, need=known.need))
 
     async def stop(self, name: str) -> bool:
         """Unload the model called `name`: at once, or after the requests it is answering.
@@ -501,7 +501,9 @@ class Residency:
             made = placing.known(
                 model, purpose, engine, self._settings, budget=self._scheduler.limits.budget
             )
-            known = self._known[key_of(model.name, purpose)] = made
+            before = self._known.get(made.need.key)
+            made.pinned = made.pinned or (before is not None and before.pinned)
+            known = self._known[made.need.key] = made
         return known
 
     def _plan(self, known: Known, pid: int | None) -> threads.CpuPlan:

@@ -223,9 +223,14 @@ class Scheduler:
             model.current = model.coming = None
         return self._flush(now)
 
-    def on_replan(self, key: str, now: float) -> list[Effect]:
-        """Load the model again beside itself, to swap; nothing if there is no room for both."""
+    def on_replan(self, key: str, now: float, *, need: Need | None = None) -> list[Effect]:
+        """Load the model again beside itself, to swap; nothing if there is no room for both.
+
+        `need` is what it takes from now on, if that has changed.
+        """
         model = self._models.get(key)
+        if model is not None and need is not None:
+            model.need = need
         if model is not None and model.current is not None and model.coming is None:
             if self._used() + model.need.bytes <= self.limits.budget and not self._hungry():
                 self._start(model, now)
