@@ -62,6 +62,9 @@ class Shape(Struct, frozen=True):
     context: int = 4096
 
 
+SMALL = Shape(width=256, layers=4, hidden=1024, heads=4, kv_heads=4)
+"""Four million parameters and the vocabulary's: a draft model for the default shape."""
+
 ONE_B = Shape(width=2048, layers=16, hidden=8192, heads=32, kv_heads=8)
 """The layers of Llama 3.2 1B, 973 million weights; its vocabulary is the donor's."""
 
@@ -96,7 +99,28 @@ class Made(Struct, frozen=True):
     """Bytes of weights that one decoded token reads: all but the input embedding."""
 
 
-def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, seed: int = 1) -> Made:
+class Cycle(Struct, frozen=True):
+    """A text that repeats itself, for a model that can write nothing else.
+
+    What attention and the MLPs find is computed in full and then weighed with zeros, so the next
+    token depends on the last one alone, and time is that of any model of the size.
+    """
+
+    length: int = 50
+    """Tokens until it begins again."""
+    every: int = 0
+    """One of so many tokens is followed by another than without this; 0: none. A draft model
+    that is wrong that often."""
+
+
+def write(
+    path: Path,
+    donor: Path,
+    quant: Quant,
+    shape: Shape | None = None,
+    seed: int = 1,
+    cycle: Cycle | None = None,
+) -> Made:
     """Write a model to `path`; `donor` is a GGUF whose tokenizer it gets.
 
     Raises:
@@ -105,13 +129,14 @@ def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, see
     shape = shape or Shape()
     kept = [(key, raw) for key, raw in _pairs(donor) if key.startswith(b"tokenizer.")]
     tokens = _tokens(donor)
-    tensors = _tensors(shape, len(tokens), quant)
+    tensors = _tensors(shape, len(tokens), quant, cycle is not None)
     rng = random.Random(seed)
     with path.open("wb") as out:
         _head(out, shape, len(tokens), quant, kept, tensors)
         for tensor in tensors:
             written = 0
-            for piece in _weights(tensor, tokens, rng):
+            pieces = _weights(tensor, tokens, rng) if cycle is None else None
+            for piece in pieces or _cyclic(tensor, tokens, rng, cycle or Cycle()):
                 written += out.write(piece)
             out.write(b"\0" * (-written % _ALIGN))
     weights = [t for t in tensors if t.name != "token_embd.weight"]
@@ -122,10 +147,10 @@ def write(path: Path, donor: Path, quant: Quant, shape: Shape | None = None, see
 # ---------------------------------------------------------------- what is in it
 
 
-def _tensors(shape: Shape, vocab: int, quant: Quant) -> list[_Tensor]:
+def _tensors(shape: Shape, vocab: int, quant: Quant, cyclic: bool) -> list[_Tensor]:
     width, kv = shape.width, shape.width // shape.heads * shape.kv_heads
     plain, fine = ("Q4_K", "Q6_K") if quant == "Q4_K_M" else (quant, quant)
-    found = [_Tensor("token_embd.weight", (width, vocab), plain)]
+    found = [_Tensor("token_embd.weight", (width, vocab), "F16" if cyclic else plain)]
     for i in range(shape.layers):
         parts: dict[str, tuple[int, ...]] = {
             "attn_norm": (width,),
@@ -144,7 +169,39 @@ def _tensors(shape: Shape, vocab: int, quant: Quant) -> list[_Tensor]:
                 kind = fine
             found.append(_Tensor(f"blk.{i}.{name}.weight", dims, kind))
     found.append(_Tensor("output_norm.weight", (width,), "F32"))
-    found.append(_Tensor("output.weight", (width, vocab), fine))
+    found.append(_Tensor("output.weight", (width, vocab), "F16" if cyclic else fine))
+    return found
+
+
+def _cyclic(
+    tensor: _Tensor, tokens: Sequence[bytes], rng: random.Random, cycle: Cycle
+) -> Iterator[bytes]:
+    """The weights of a model that writes `cycle`: a token's row in the output is the embedding of
+    the one before it."""
+    if tensor.name.endswith(("attn_output.weight", "ffn_down.weight")):
+        yield b"\0" * tensor.size
+        return
+    if tensor.name not in ("token_embd.weight", "output.weight"):
+        yield from _weights(tensor, tokens, rng)
+        return
+    width = tensor.dims[0]
+    before = _before(tokens, cycle) if tensor.name == "output.weight" else range(len(tokens))
+    for token in before:
+        if token is None:
+            yield b"\0" * (2 * width)
+            continue
+        # The same in both tensors, whatever was drawn in between.
+        own = random.Random(token)
+        yield struct.pack(f"<{width}e", *(own.choice((-1.0, 1.0)) for _ in range(width)))
+
+
+def _before(tokens: Sequence[bytes], cycle: Cycle) -> list[int | None]:
+    """For every token the one that it follows; None if it follows none."""
+    around = [i for i, token in enumerate(tokens) if _printable(token)][: cycle.length]
+    found: list[int | None] = [None] * len(tokens)
+    for at, token in enumerate(around):
+        wrong = cycle.every and at % cycle.every == 0
+        found[around[(at + 1) % len(around)]] = None if wrong else token
     return found
 
 

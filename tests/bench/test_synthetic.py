@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -88,3 +89,34 @@ def test_cpu_time_grows_with_work() -> None:
     before = proc.cpu_seconds(me)
     sum(range(3_000_000))
     assert proc.cpu_seconds(me) > before
+
+
+def test_a_cycle_goes_round_and_a_wrong_draft_leaves_it(tmp_path: Path) -> None:
+    """The rows of the output are the embeddings of the tokens before: what the model writes."""
+    shape = synthetic.Shape(width=64, layers=1, hidden=64, heads=4, kv_heads=4, context=64)
+    after: list[dict[int, int]] = []
+    for every in (0, 5):
+        path = tmp_path / f"{every}.gguf"
+        cycle = synthetic.Cycle(length=20, every=every)
+        synthetic.write(path, DONOR, "Q8_0", shape, cycle=cycle)
+        with gguf.open_checkpoint(path) as opened:
+            rows = {
+                name: struct.unpack("<65536e", opened.read(f"{name}.weight"))
+                for name in ("token_embd", "output")
+            }
+            assert not any(opened.read("blk.0.ffn_down.weight"))
+            assert not any(opened.read("blk.0.attn_output.weight"))
+        found = {
+            name: {row: values[row * 64 : row * 64 + 64] for row in range(1024)}
+            for name, values in rows.items()
+        }
+        begins = {values: row for row, values in found["token_embd"].items()}
+        after.append({begins[v]: row for row, v in found["output"].items() if any(v)})
+    right, wrong = after
+    assert len(right) == 20
+    walked = [next(iter(right))]
+    while len(walked) < 20:
+        walked.append(right[walked[-1]])
+    assert len(set(walked)) == 20
+    assert wrong.items() < right.items()
+    assert len(wrong) == 16
