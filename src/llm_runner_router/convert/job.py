@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -32,23 +31,21 @@ from llm_runner_router.home import find
 
 from .base import Cancelled, Options
 from .child import GRACE, Order
+from .process import harmless, listen, start
 from .run import Progress, Result
 
 LINES: Final = 40
 """Last lines of the child's log that are kept."""
-_INHERITED = re.compile(
-    r"^(PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|(LD|DYLD)_LIBRARY_PATH|PYTHON(PATH|HOME|UTF8)"
-    r"|VIRTUAL_ENV|OMP_NUM_THREADS|LLMRR_HOME)$"
-)
-"""Variables the child gets. Nothing else: our keys are none of its business."""
+_OURS = re.compile(r"OMP_NUM_THREADS|LLMRR_HOME")
+"""Variables that converters listen to."""
 
 
 class Job:
     """A conversion that runs. Made by `converting`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reports: asyncio.StreamReader) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._reports = reports
+        self._reports = asyncio.StreamReader()
         self._log: deque[str] = deque(maxlen=LINES)
         self._result: Result | None = None
         self._error: RunnerError | None = None
@@ -144,31 +141,12 @@ async def converting(
         background,
         budget,
     )
-    read, write = os.pipe()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "llm_runner_router.convert.child", str(write),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(write,),
-            start_new_session=True,
-            env={name: value for name, value in environ.items() if _INHERITED.match(name)},
-        )  # fmt: skip
-    except BaseException:
-        os.close(read)
-        raise
-    finally:
-        os.close(write)
-    reports = asyncio.StreamReader(limit=1 << 20)
-    pipe = os.fdopen(read, "rb", buffering=0)
-    job = Job(process, reports)
+    process, pipe = await start("llm_runner_router.convert.child", env=harmless(environ, _OURS))
+    job = Job(process)
     log = asyncio.create_task(job._read_log())
     transport = None
     try:  # from here on the process has an owner
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reports), pipe
-        )
+        job._reports, transport = await listen(pipe)
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(order) + b"\n")
         yield job

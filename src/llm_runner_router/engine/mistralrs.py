@@ -90,7 +90,7 @@ def order(
         "RUST_LOG": "warn",
         "NO_COLOR": "1",
     }
-    return {**found, "options": options, "env": {**found["env"], **env}}
+    return {**found, "options": options, "env": {**found["env"], **env}, "scratch": True}
 
 
 def adapt(request: Request, model: LocalModel) -> Adapted:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import msgspec
 import psutil
 from msgspec import Struct
 
+from llm_runner_router.convert import process as processes
 from llm_runner_router.errors import LoadFailed, RunnerCrashed
 
 from .threads import ENV, Wait
@@ -37,11 +39,10 @@ STOP_STEPS = (2.0, 2.0, 5.0)
 LAST_WORDS = 1.0
 """Seconds to read what a process that is gone has left in its pipes."""
 
-_INHERITED = re.compile(
-    r"^(PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|(LD|DYLD)_LIBRARY_PATH|PYTHON(PATH|HOME|UTF8)"
-    r"|VIRTUAL_ENV|GGML_.*|CUDA_.*|HIP_.*|ROCR_.*)$"
-)
-"""Variables a runner gets. Nothing else: API keys in our environment are none of its business."""
+_ENGINES = re.compile(r"(GGML|CUDA|HIP|ROCR)_.*")
+"""Variables that engines listen to."""
+REPORTS = 64
+"""Reports that may wait to be read; a runner sends two or three in its life."""
 _NOISE = re.compile(r"^[\d.]+ [A-Z] +(\w+ +)?")
 _TROUBLE = re.compile(
     r"^[\d.]+ E |\b(error|failed|failure|unknown|unsupported|invalid|missing|corrupt)", re.I
@@ -72,12 +73,13 @@ class Worker:
         self._log: Path | None = None
         self._lines: deque[str] = deque(maxlen=LINES)
         self._tasks: list[asyncio.Task[None]] = []
-        self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
+        self._reports: asyncio.Queue[Report | None] = asyncio.Queue(REPORTS)
         self.wait: Wait = wait
         self.pids: tuple[int, ...] = (process.pid,)
         """Every process that works for it, its own first."""
         self.unknown: tuple[str, ...] = ()
         """Parameters this build of the engine does not have."""
+        self._scratch: Path | None = None
         self.answered = False
         """It has said something about an order, or was given time for it in vain."""
 
@@ -90,33 +92,16 @@ class Worker:
             runner: the module with the engine's child side.
             environ: our environment; only harmless names are handed on.
         """
-        read, write = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "llm_runner_router.engine.child",
-                str(write),
-                str(os.getpid()),
-                runner,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(write,),
-                # Signals of our terminal (Ctrl-C, hang-up) must not reach it.
-                start_new_session=True,
-                env={k: v for k, v in environ.items() if _INHERITED.match(k)} | ENV[wait],
-            )
-        except BaseException:
-            os.close(read)
-            raise
-        finally:
-            os.close(write)
+        process, reports = await processes.start(
+            "llm_runner_router.engine.child",
+            str(os.getpid()),
+            runner,
+            env=processes.harmless(environ, _ENGINES) | ENV[wait],
+        )
         worker = cls(process, wait)
         worker._tasks = [
             asyncio.create_task(worker._read_log()),
-            asyncio.create_task(worker._read_reports(read)),
+            asyncio.create_task(worker._read_reports(reports)),
         ]
         return worker
 
@@ -137,12 +122,18 @@ class Worker:
     async def load(self, order: Mapping[str, Any], timeout: float) -> Report:
         """Send the order and wait for the model to be served; gives where.
 
+        An order with `scratch` gets a folder for temporary files that goes with the process,
+        however that ends.
+
         Raises:
             LoadFailed: it did not load, or not within `timeout` seconds; carries the engine's
                 own reason.
         """
         stdin = self._process.stdin
         assert stdin is not None
+        if order.get("scratch"):
+            self._scratch = Path(tempfile.mkdtemp(prefix="llmrr-"))
+            order = {**order, "env": {**order.get("env", {}), "TMPDIR": str(self._scratch)}}
         try:
             async with asyncio.timeout(timeout):
                 stdin.write(msgspec.json.encode(order) + b"\n")
@@ -167,9 +158,13 @@ class Worker:
         raise self._load_failed(f"the runner process ended with {self.ending()}")
 
     async def exited(self) -> None:
-        """Wait until the process is gone and its log is read."""
+        """Wait until the process is gone and its log is read.
+
+        The pipes end with the process, unless one that it started keeps them open: what was read
+        by then must do, as somebody waits to hear that the runner is gone.
+        """
         await self._process.wait()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait(self._tasks, timeout=LAST_WORDS)
 
     async def stop(self) -> None:
         """End the process: politely, then firmly, then by force; returns when it is gone."""
@@ -198,6 +193,8 @@ class Worker:
                 for task in self._tasks:
                     task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._scratch is not None:
+                shutil.rmtree(self._scratch, ignore_errors=True)
             # asyncio closes its ends of the pipes only when the other ends are closed.
             self._process._transport.close()  # type: ignore[attr-defined]  # has no public name
 
@@ -281,20 +278,22 @@ class Worker:
             if file is not None:
                 file.close()
 
-    async def _read_reports(self, descriptor: int) -> None:
+    async def _read_reports(self, pipe: BinaryIO) -> None:
         """Put the child's reports into the queue, and None at their end."""
-        reader = asyncio.StreamReader(limit=1 << 20)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
-        )
+        reader, transport = await processes.listen(pipe)
         try:
             while line := await reader.readline():
-                self._reports.put_nowait(msgspec.json.decode(line, type=Report))
-        except (msgspec.DecodeError, ValueError):
+                self._put(msgspec.json.decode(line, type=Report))
+        except (msgspec.DecodeError, ValueError, asyncio.QueueFull):
             self.kill()  # not our protocol: whatever it is, it is not a runner
         finally:
-            self._reports.put_nowait(None)
+            self._put(None)
             transport.close()
+
+    def _put(self, report: Report | None) -> None:
+        if report is None and self._reports.full():
+            self._reports.get_nowait()  # that there is no more is what matters then
+        self._reports.put_nowait(report)
 
 
 def _memory(pid: int) -> int:
