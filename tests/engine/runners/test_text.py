@@ -41,6 +41,42 @@ def test_a_stop_sequence_ends_the_text_wherever_it_was_cut(
         assert shown + stops.end() == text
 
 
+@given(texts, st.lists(st.text(alphabet="ab", min_size=1, max_size=5), max_size=4), cuts)
+def test_of_several_stop_sequences_the_text_ends_before_all_that_were_met(
+    text: str, words: list[str], cuts: list[int]
+) -> None:
+    stops = Stops(words)
+    shown, read = "", ""
+    for piece in pieces(text, cuts):
+        shown += stops.feed(piece)
+        read += piece
+        if stops.found:
+            break
+    met = [read.index(word) for word in words if word in read]
+    assert stops.found == bool(met)
+    assert shown + stops.end() == (read[: min(met)] if met else text)
+
+
+class Counted(str):
+    """A text that counts how often a character of it is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> str:
+        Counted.looks += 1
+        return super().__getitem__(at)
+
+
+def test_the_time_for_a_text_does_not_grow_with_its_stop_sequences_length() -> None:
+    """The worst there is: almost the whole sequence, again and again."""
+    word, text = Counted("a" * 1000 + "b"), ("a" * 1000 + "c") * 20
+    stops = Stops([word])
+    Counted.looks = 0
+    shown = "".join(stops.feed(char) for char in text) + stops.end()
+    assert shown == text
+    assert Counted.looks < 6 * len(text)
+
+
 def test_only_what_could_begin_a_stop_is_held_back() -> None:
     stops = Stops(["END."])
     assert stops.feed("The E") == "The "

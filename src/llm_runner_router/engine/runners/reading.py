@@ -13,8 +13,6 @@ import msgspec
 
 from llm_runner_router.engine.calls import CallReader
 
-from .stops import overlap
-
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 THINK, THINK_END = "<think>", "</think>"
 
@@ -144,3 +142,11 @@ class Reader:
         function = {"name": str(name), "arguments": arguments}
         call = {"index": self.called - 1, "id": self._new_id(), "type": "function"}
         return [{"tool_calls": [{**call, "function": function}]}]
+
+
+def overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` are a beginning of `tag`, all of it excepted."""
+    for length in range(min(len(text), len(tag) - 1), 0, -1):
+        if text.endswith(tag[:length]):
+            return length
+    return 0

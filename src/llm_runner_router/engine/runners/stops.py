@@ -7,16 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MAX_STOPS = 64
+"""Stop sequences of one request."""
+MAX_STOP = 1024
+"""Characters of one of them."""
+
 
 class Stops:
     """Text in, text that may be shown out; what could begin a stop sequence is held back.
+
+    The time for a text is in proportion to its length times the number of sequences, whatever they
+    look like: each is followed by an automaton (Knuth, Morris, Pratt 1977) that never looks back.
 
     Args:
         stops: the sequences; empty ones never match.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        self._words = [_Word(stop) for stop in stops if stop]
         self._held = ""
         self.found = False
         """A sequence was met; nothing more is given."""
@@ -25,13 +33,13 @@ class Stops:
         """The text that is certainly before any stop sequence."""
         if self.found:
             return ""
-        text = self._held + text
-        hits = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if hits:
+        held, text = len(self._held), self._held + text
+        ends = [(word, end) for word in self._words if (end := word.feed(text, held))]
+        if ends:
             self.found = True
             self._held = ""
-            return text[: min(hits)]
-        keep = max((overlap(text, stop) for stop in self._stops), default=0)
+            return text[: min(end - word.length for word, end in ends)]
+        keep = max((word.matched for word in self._words), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -41,9 +49,32 @@ class Stops:
         return held
 
 
-def overlap(text: str, word: str) -> int:
-    """How many characters at the end of `text` are a beginning of `word`, all of it excepted."""
-    for length in range(min(len(text), len(word) - 1), 0, -1):
-        if text.endswith(word[:length]):
-            return length
-    return 0
+class _Word:
+    """How much of one sequence the text so far ends with."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+        self.length = len(word)
+        self.matched = 0
+        # For each beginning of the word, the longest shorter beginning that it ends with.
+        self._back = [0] * len(word)
+        length = 0
+        for i in range(1, len(word)):
+            while length and word[i] != word[length]:
+                length = self._back[length - 1]
+            length += word[i] == word[length]
+            self._back[i] = length
+
+    def feed(self, text: str, start: int) -> int:
+        """Go on with `text` from `start`; where the whole word ends in it, 0 for nowhere."""
+        word, matched = self._word, self.matched
+        if not matched and text.find(word[0], start) < 0:
+            return 0
+        for i in range(start, len(text)):
+            while matched and text[i] != word[matched]:
+                matched = self._back[matched - 1]
+            matched += text[i] == word[matched]
+            if matched == len(word):
+                return i + 1
+        self.matched = matched
+        return 0
