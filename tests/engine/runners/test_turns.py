@@ -100,3 +100,37 @@ async def test_a_sequence_that_could_not_be_cut_is_not_used_again(tapes: Tapes) 
     assert tapes.made[0].closed
     assert await fill(pool, turns, [1, 2, 3, 4]) == 0
     assert len(tapes.made) == 2
+
+
+async def test_who_is_cancelled_twice_still_waits_for_the_work_and_closes_after_it(
+    tapes: Tapes,
+) -> None:
+    """The sequence is closed when nothing computes with it any more."""
+    turns = Turns()
+    pool = pool_of(tapes, turns)
+    begun, go_on, was_closed = threading.Event(), threading.Event(), []
+
+    async def compute() -> None:
+        async with pool.session([1, 2]) as held:
+
+            def slow() -> None:
+                begun.set()
+                assert go_on.wait(WAIT)
+                was_closed.append(tapes.made[0].closed)
+                raise RuntimeError("it failed")  # so that the sequence is not kept
+
+            held._kept.sound = False
+            await turns.run(slow)
+
+    task = asyncio.create_task(compute())
+    assert await asyncio.to_thread(begun.wait, WAIT)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not tapes.made[0].closed
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert was_closed == [False]
+    assert tapes.made[0].closed

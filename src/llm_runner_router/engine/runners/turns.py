@@ -33,13 +33,19 @@ class Turns:
         self._executor = ThreadPoolExecutor(threads, "compute")
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do `work` in its turn. Whoever is cancelled leaves when its own work is over."""
+        """Do `work` in its turn. Whoever is cancelled leaves when its own work is over, however
+        often: what it works on is the caller's, who closes it then."""
         future = self._executor.submit(work)
+        waiting = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if not future.cancel():
-                await asyncio.wait([asyncio.wrap_future(future)])
+            future.cancel()
+            while not waiting.done():
+                try:
+                    await asyncio.wait([waiting])
+                except asyncio.CancelledError:
+                    pass
             raise
 
 
