@@ -114,13 +114,14 @@ class LocalTarget:
 
     @asynccontextmanager
     async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
-        with _Named(self._name):
-            model = await self._ready()
-            engine = self._residency.engine(model)
-            adapted = engine.adapt(request, model)
         for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
+                    # Asked anew for each try: a lease of the form that one began with would bring
+                    # that back, where a better one has replaced it meanwhile.
+                    model = await self._ready()
+                    engine = self._residency.engine(model)
+                    adapted = engine.adapt(request, model)
                     lease = await stack.enter_async_context(
                         self._residency.lease(model, "chat", call)
                     )
@@ -146,8 +147,8 @@ class LocalTarget:
             RunnerError: as `open`.
         """
         with _Named(self._name):
-            model = await self._ready()
             for left in reversed(range(TRIES)):
+                model = await self._ready()
                 async with self._residency.lease(model, "embed", call) as lease:
                     try:
                         found = await self._remote(lease.endpoint).embed(request, call)
@@ -181,19 +182,18 @@ class LocalTarget:
                     param="model",
                 )
             for start in range(0, len(request.documents), RANKED):
-                part = await self._scored(model, request, start, call)
+                part = await self._scored(request, start, call)
                 ranked += [Ranked(one.index + start, one.score) for one in part.results]
                 tokens += part.usage.prompt_tokens
         ranked.sort(key=lambda one: (-one.score, one.index))
         return Ranking(tuple(ranked[: request.top_n]), Usage(tokens), self._origin)
 
-    async def _scored(
-        self, model: LocalModel, request: RerankRequest, start: int, call: Call
-    ) -> Ranking:
+    async def _scored(self, request: RerankRequest, start: int, call: Call) -> Ranking:
         """The documents of `request` from `start` on, as many as one lease may score."""
         documents = request.documents[start : start + RANKED]
         part = msgspec.structs.replace(request, documents=documents, top_n=None)
         for left in reversed(range(TRIES)):
+            model = await self._ready()
             async with self._residency.lease(model, "rerank", call) as lease:
                 try:
                     found = await self._remote(lease.endpoint).rerank(part, call)
