@@ -90,7 +90,7 @@ def answer(order: dict[str, Any], parse: Callable[[str], Any] = compiled) -> dic
     """Render one order; never raises but for what ends the process."""
     try:
         parts, size = [], 0
-        for part in parse(order["template"]).generate(**order["variables"]):
+        for part in parse(order["template"]).generate(order["variables"]):
             size += len(part)
             if size > order["limit"]:
                 return _failed("limit", f"it writes more than {order['limit']} characters")

@@ -207,6 +207,12 @@ async def test_a_call_is_forced() -> None:
         ("/v1/chat/completions",
          {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages[0].content[0]"),
+        ("/v1/chat/completions", chat(stop=["a"] * 65), "stop"),
+        ("/v1/chat/completions", chat(stop=["a", "b" * 1025]), "stop[1]"),
+        ("/v1/chat/completions", chat(chat_template_kwargs={"messages": []}),
+         "chat_template_kwargs.messages"),
+        ("/v1/chat/completions", chat(chat_template_kwargs={"tools": []}),
+         "chat_template_kwargs.tools"),
         ("/v1/completions", {"prompt": ["a", "b"]}, "prompt"),
         ("/v1/completions", {"prompt": [999]}, "prompt"),
         ("/v1/embeddings", {"input": ["a", 1]}, "input[1]"),
@@ -219,6 +225,14 @@ async def test_what_is_wrong_is_named(path: str, body: Any, param: str) -> None:
     assert status == 400
     assert answer["error"]["param"] == param
     assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["self", "args", "kwargs", "template", "extra", "context"])
+async def test_variables_of_the_template_may_have_any_name(name: str) -> None:
+    async with served(text="a") as (client, _):
+        asked = chat(chat_template_kwargs={name: "x", "enable_thinking": True})
+        status, body = await client.ask("/v1/chat/completions", asked)
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "mock: a")
 
 
 async def test_other_refusals() -> None:

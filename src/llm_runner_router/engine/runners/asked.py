@@ -17,8 +17,8 @@ from . import grammar
 from .reading import CALL, CALL_END
 from .refusal import Refusal, unsupported
 from .sampling import Settings
+from .stops import MAX_STOP, MAX_STOPS
 
-MAX_STOPS = 64
 MAX_ALTERNATIVES = 50
 
 
@@ -123,7 +123,7 @@ def read(body: bytes, *, chat: bool, tagged: bool) -> Asked:
         prompt=None if chat else _prompt(asked.prompt),
         tools=tools,
         forced=forced,
-        variables=asked.chat_template_kwargs or {},
+        variables=_variables(asked.chat_template_kwargs or {}),
         adapters=_adapters(asked.lora or []),
     )
 
@@ -156,6 +156,10 @@ def _stops(given: str | list[str] | None) -> tuple[str, ...]:
     stops = (given,) if isinstance(given, str) else tuple(given or ())
     if len(stops) > MAX_STOPS:
         raise Refusal(f"at most {MAX_STOPS} stop sequences are taken", param="stop")
+    for i, stop in enumerate(stops):
+        if len(stop) > MAX_STOP:
+            words = f"a stop sequence has at most {MAX_STOP} characters, this one has {len(stop)}"
+            raise Refusal(words, param=f"stop[{i}]")
     return stops
 
 
@@ -217,6 +221,14 @@ def _call(call: Any, path: str) -> dict[str, Any]:
         return {**call, "function": function}
     except (KeyError, TypeError, ValueError, msgspec.DecodeError) as exc:
         raise Refusal(f"a call that cannot be read: {exc}", param=path) from exc
+
+
+def _variables(given: dict[str, Any]) -> dict[str, Any]:
+    for name in ("messages", "tools"):
+        if name in given:
+            where = f"chat_template_kwargs.{name}"
+            raise Refusal(f"the template gets the `{name}` of the request", param=where)
+    return given
 
 
 def _adapters(given: list[dict[str, Any]]) -> tuple[tuple[str | int, float], ...]:
