@@ -65,6 +65,7 @@ def test_a_command_becomes_a_runner_and_ends_with_us() -> None:
         assert sum(x * x for x in vector) == pytest.approx(1.0, abs=1e-4)
         (row,) = local.residency.status()
         assert (row.engine, row.state, row.served) == ("adopted", "ready", 2)
+        assert (row.threads, row.batch_threads, row.wait_policy) == (None,) * 3, "theirs, unknown"
         assert row.pid is not None
         server = below(row.pid)
         assert row.memory is not None

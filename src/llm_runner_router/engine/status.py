@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from . import adopted
 from .effects import ModelView, RunnerView
 from .live import Known, Live, Purpose
 from .scheduler import Scheduler
@@ -94,7 +95,9 @@ def _without(known: Known, view: ModelView, state: str) -> RunnerStatus:
 
 
 def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerStatus:
-    known, plan, worker = live.known, live.plan, live.worker
+    known, worker = live.known, live.worker
+    # What was planned is not what somebody else's server does.
+    plan = None if known.engine.NAME == adopted.NAME else live.plan
     ready = live.endpoint is not None
     draft = known.model.draft
     return RunnerStatus(
