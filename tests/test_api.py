@@ -54,6 +54,13 @@ async def test_a_name_that_means_nothing_is_not_suggested_to_itself() -> None:
     assert "did you mean" not in caught.value.message, caught.value.message
 
 
+async def test_the_librarys_own_entry_is_no_name_to_suggest() -> None:
+    async with LLMRouter(models=["zoo:tiny-math"], config=BARE) as router:
+        with pytest.raises(UnknownModel) as caught:
+            await router.complete("hi", model="router")
+    assert "<router>" not in caught.value.message
+
+
 async def test_a_stream_that_cannot_be_opened_closes_its_router() -> None:
     before = asyncio.all_tasks()
     with pytest.raises(UnknownModel):

@@ -145,9 +145,10 @@ class Tree:
             self._building.pop()
 
     def names(self) -> list[str]:
-        """Every name that is listed, configured ones first."""
+        """Every name that is listed, configured ones first; `<…>` is the library's own."""
         offered = (*self._leaves.names(), *self._leaves.stored(), *LISTED)
-        return [*self._config.models, *(n for n in offered if n not in self._config.models)]
+        configured = [name for name in self._config.models if not name.startswith("<")]
+        return [*configured, *(n for n in offered if n not in self._config.models)]
 
     def entries(self) -> Iterator[tuple[str, Entry | RunnerError]]:
         """Every listed name with what it stands for, or why it cannot be built."""

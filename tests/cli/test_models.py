@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,18 @@ def test_offline(hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # ---------------------------------------------------------------- searching
+
+
+def test_a_search_that_reaches_nobody_says_so_at_once(
+    hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        found = llmrr("search", "tiny")
+    assert found.code == 1
+    assert "cannot reach the Hub for search for 'tiny'" in found.err
+    assert "Retrying" not in found.err + capfd.readouterr().err
 
 
 def test_a_search_tells_what_would_run(hub: FakeHub, llmrr: Run) -> None:

@@ -35,6 +35,7 @@ from llm_runner_router.refs import Ref
 from ._http import AGAIN, LATER, ODD, PROXY, Http, body, offline
 
 ENDPOINT = "https://huggingface.co"
+REACH_SECONDS = 10.0
 
 
 class Card(Struct, frozen=True):
@@ -154,6 +155,7 @@ class HubSource:
         api = self._api()
         wanted = ["downloads", "likes", "pipeline_tag", "tags", "library_name", "gated", "siblings"]
         with _translated(f"search for {text!r}", None):
+            self._reach()
             found = api.list_models(
                 search=text or None,
                 author=author,
@@ -163,6 +165,13 @@ class HubSource:
                 expand=[*wanted, "safetensors", "gguf"],
             )
             return [_card(info) for info in found]
+
+    def _reach(self) -> None:
+        """Whatever answers will do. A search that finds nobody would be tried six times by the
+        Hub's client, for half a minute, with a line on the screen for each."""
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # its lazy
+
+        get_session().head(self.endpoint, timeout=REACH_SECONDS)
 
     async def close(self) -> None:
         """See `Source.close`."""
