@@ -39,11 +39,13 @@ def deep(path: Path) -> Iterator[Finding]:
 
         try:
             with found.open_checkpoint(path) as opened:
-                yield from structure(info, opened.weights)
+                if not info.part:
+                    yield from structure(info, opened.weights)
                 yield from numbers(opened)
         except RunnerError as exc:
             yield Finding("weights", "bad", exc.message)
-    yield from _words(path, info.vocabulary)
+    if not info.part:
+        yield from _words(path, info.vocabulary)
 
 
 def _words(path: Path, rows: int) -> Iterator[Finding]:

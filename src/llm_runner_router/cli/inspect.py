@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from llm_runner_router import refs
 from llm_runner_router.errors import RunnerError
+from llm_runner_router.models.info import PARTS
 from llm_runner_router.models.inspect import Inspection, inspect
 from llm_runner_router.units import format_size
 
@@ -48,13 +49,19 @@ class Facts(Struct, frozen=True):
     inspection: Inspection
     memory: tuple[Need, ...]
     engines: tuple[Verdict, ...]
+    features: dict[str, tuple[str, ...]]
+    """What each engine that can run it does beside answering (`engine.base.Feature`)."""
     prompt: str
     """The chat template on a sample, or why it cannot be rendered; empty without one."""
 
 
 @click.command("inspect", cls=Verb)
 @click.argument("model")
-@click.option("--why", is_flag=True, help="Tell how it was recognised, and what each engine lacks.")
+@click.option(
+    "--why",
+    is_flag=True,
+    help="Tell how it was recognised, what each engine can, and what it lacks.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(model: str, why: bool, as_json: bool) -> int:
     """Tell what the model file MODEL is, what it needs, and which engines can run it.
@@ -96,10 +103,14 @@ def gather(path: Path) -> Facts:
 
     found = inspect(path)
     machine = devices.look()
+    selector = EngineSelector()
+    verdicts = selector.rank(found.info, machine)
+    able = [v.engine for v in verdicts if v.score > 0 and not v.by_name]
     return Facts(
         inspection=found,
         memory=needs(found.info, machine.available),
-        engines=EngineSelector().rank(found.info, machine),
+        engines=verdicts,
+        features={name: tuple(sorted(selector.engines[name].FEATURES)) for name in able},
         prompt=_prompt(found.info.chat_template),
     )
 
@@ -138,7 +149,7 @@ def _print(facts: Facts, *, why: bool) -> None:
     if found.classes:
         print("\nweights")
         output.pairs([(name, _types(types)) for name, types in found.classes.items()], "  ")
-    if info.layers:
+    if info.layers and not info.part:
         print("\nmemory")
         rows = [
             (f"{n.context} tokens", format_size(n.bytes) + ("" if n.fits else ", not free now"))
@@ -150,6 +161,9 @@ def _print(facts: Facts, *, why: bool) -> None:
     output.pairs([(verdict.engine, _verdict(verdict)) for verdict in shown], "  ")
     if not any(verdict.can and not verdict.by_name for verdict in facts.engines):
         print("  none here runs it; `--why` tells what each lacks")
+    if facts.features and why:
+        print("\nfeatures")
+        output.pairs([(name, ", ".join(can)) for name, can in facts.features.items()], "  ")
     if facts.prompt:
         print("\nchat template, on a sample")
         print("\n".join(f"  {line}" for line in output.safe(facts.prompt).split("\n")))
@@ -166,7 +180,7 @@ def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
         ("format", info.format),
         ("name", info.name),
         ("architecture", info.architecture),
-        ("for", info.task),
+        ("for", PARTS[info.part][0] if info.part else info.task),
         ("parameters", output.count(info.parameters) if info.parameters else ""),
         ("quantisation", info.quantisation),
         ("size", format_size(info.bytes)),

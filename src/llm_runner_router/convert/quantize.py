@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from llm_runner_router.errors import BadRequest, ModelFileError
 from llm_runner_router.models.checkpoint import Checkpoint, Weight
+from llm_runner_router.models.detect import check_whole
 from llm_runner_router.models.formats import gguf
 from llm_runner_router.units import format_size
 
@@ -127,6 +128,7 @@ def quantize(
         raise BadRequest("a file cannot be quantised onto itself", hint="name another file")
     begun = time.monotonic()
     with gguf.open_checkpoint(source) as model:
+        check_whole(source, model.info)
         items = [mixes.Item(w.name, w.dtype, w.shape) for w in model.weights.values()]
         types = mixes.plan(chosen, shape_of(model), items, important=imatrix is not None)
         _check(source, items, types, requantize=requantize)

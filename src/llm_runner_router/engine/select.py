@@ -13,7 +13,7 @@ import msgspec
 
 from llm_runner_router import plugins
 from llm_runner_router.errors import ConfigError, LoadFailed
-from llm_runner_router.models.info import LocalModel, ModelInfo
+from llm_runner_router.models.info import PARTS, LocalModel, ModelInfo
 
 from . import devices
 from .base import Engine, Purpose, Verdict
@@ -137,6 +137,8 @@ class EngineSelector:
         self, engine: Engine, info: ModelInfo, machine: devices.Machine, purpose: Purpose
     ) -> Verdict:
         """The engine's own verdict, with what is not installed and what it cannot do."""
+        if info.part:
+            return Verdict(engine.NAME, 0.0, f"runs models; this is {PARTS[info.part][0]}")
         verdict = engine.can_run(info, machine)
         if purpose == "embed" and verdict.score > 0 and "embed" not in engine.FEATURES:
             return Verdict(engine.NAME, 0.0, "gives no embeddings")

@@ -19,7 +19,7 @@ from llm_runner_router.errors import ConfigError, ModelFileError
 
 from . import formats
 from .checkpoint import Checkpoint
-from .info import ModelInfo
+from .info import PARTS, ModelInfo
 from .looks import looks_like
 
 KIND: Final = "models.formats"
@@ -98,6 +98,21 @@ def describe(path: Path, format: str = AUTO) -> ModelInfo:
     """
     found = detect(path) if format == AUTO else _named(format)
     return found.describe(path)
+
+
+def check_whole(path: Path, info: ModelInfo) -> None:
+    """See that it is a model, not what goes with one.
+
+    Args:
+        path: the file or folder, for the message.
+        info: what `describe` says of it.
+
+    Raises:
+        ModelFileError: it is an adapter, a projector or an importance matrix; with the next step.
+    """
+    if info.part:
+        what, step = PARTS[info.part]
+        raise ModelFileError(f"`{path}` is {what}", hint=step)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

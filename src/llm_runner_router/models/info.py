@@ -7,11 +7,27 @@ Knows: the shape of these facts. Does not know: how a file is read (`formats/`),
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
 from llm_runner_router.types import ModelCard
+
+PARTS: Final[dict[str, tuple[str, str]]] = {
+    "adapter": (
+        "a LoRA adapter, which changes a model and is none by itself",
+        "name it under `adapters:` of its model: docs/how-to/use-lora.md",
+    ),
+    "mmproj": (
+        "a projector for images or sound (`mmproj`), not the model that it belongs to",
+        "name the model's own file",
+    ),
+    "imatrix": (
+        "an importance matrix, which `llmrr quantize --imatrix` reads, not a model",
+        "name the model's own file",
+    ),
+}
+"""What a file may be that goes with a model: what to call it, and what to do with it."""
 
 
 class ModelInfo(Struct, frozen=True):
@@ -55,6 +71,8 @@ class ModelInfo(Struct, frozen=True):
     """Tokens of a sliding window of attention; zero for none."""
     tied: bool = False
     """The output shares its weights with the embedding."""
+    part: str = ""
+    """What the file is where it is no model by itself: one of `PARTS`."""
     notes: tuple[str, ...] = ()
     """What is unusual and an engine or a converter should know, in words."""
 

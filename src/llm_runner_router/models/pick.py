@@ -66,7 +66,7 @@ _QUANT = re.compile(
 )
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf|\.safetensors|\.bin)")
 _COMPANION = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"((adapter_|generation_)?config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
     r"|preprocessor_config|processor_config|chat_template|genai_config|quantize_config|params"
     r"|sentence_bert_config|config_sentence_transformers|modules|quantization_config|tekken"
     r"|.*\.index)\.json"
@@ -130,6 +130,9 @@ def choose(files: Sequence[Listed], ref: Ref) -> Choice:
         return _quantised(ggufs, usable, ref)
     if ggufs:
         return _gguf(ggufs, usable, ref)
+    adapters = [f for f in usable if f.path.lower().endswith(".gguf") and "lora" in f.path.lower()]
+    if adapters and not any(f.path.endswith((".safetensors", ".bin", ".onnx")) for f in usable):
+        return _gguf(adapters, usable, ref)
     return _folder(usable, ref)
 
 

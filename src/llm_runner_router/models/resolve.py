@@ -21,9 +21,9 @@ from llm_runner_router.refs import REMOTE, Ref, parse
 from llm_runner_router.types import Capabilities, ModelCard
 
 from .blobs import Store, name_of
-from .detect import AUTO, describe
+from .detect import AUTO, check_whole, describe
 from .formats import gguf
-from .info import LocalModel, ModelInfo
+from .info import PARTS, LocalModel, ModelInfo
 
 ZOO = Path(__file__).parent.parent / "zoo"
 """The built-in demonstration models and their `cards.json`."""
@@ -35,6 +35,7 @@ def resolve(
     zoo: Path = ZOO,
     environ: Mapping[str, str] = os.environ,
     format: str = AUTO,
+    part: str = "",
 ) -> LocalModel:
     """The model that `ref` means, if it is on this machine, with its header read and checked.
 
@@ -43,12 +44,19 @@ def resolve(
     Args:
         environ: where the data folder and the other programs' folders are read.
         format: read a file or folder as this format, whatever its content looks like.
+        part: one of `info.PARTS`, where not a model is wanted but what goes with one.
 
     Raises:
         UnknownModel: it is not here; the hint says how to get it, or names the nearest.
-        ModelFileError: a file is missing or not sound.
+        ModelFileError: a file is missing, not sound, or no model (or not the `part`).
         Unsupported: the reference is of a kind that is no local model.
     """
+    found = _found(ref, zoo, environ, format)
+    _check_part(found, part)
+    return found
+
+
+def _found(ref: Ref, zoo: Path, environ: Mapping[str, str], format: str) -> LocalModel:
     match ref.kind:
         case "zoo":
             return _from_zoo(ref.name, zoo)
@@ -58,6 +66,15 @@ def resolve(
             step = path_hint(ref) or "see `llmrr ls`"
             raise Unsupported(f"`{ref}` is not a local model", hint=step, param="model")
     return _from_store(ref, environ) or _from_others(ref, environ) or _not_here(ref, environ)
+
+
+def _check_part(found: LocalModel, part: str) -> None:
+    """Raise if it is a model where a part is wanted, or the other way round."""
+    if found.info.part == part:
+        return
+    check_whole(found.path, found.info)
+    what, _ = PARTS[part]
+    raise ModelFileError(f"`{found.path}` is a whole model, not {what.partition(',')[0]}")
 
 
 async def ensure(name: str, *, environ: Mapping[str, str] = os.environ) -> None:

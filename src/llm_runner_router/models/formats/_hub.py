@@ -80,6 +80,29 @@ def facts(folder: Path, names: Collection[str] = ()) -> tuple[dict[str, Any], di
     return config, fields
 
 
+def adapter(folder: Path, names: Collection[str], files: Collection[str]) -> tuple[str, list[str]]:
+    """`ModelInfo.part` and a note for weights that only change a model's.
+
+    Args:
+        folder: where the files lie.
+        names: the tensors' names.
+        files: names of the files they are in.
+
+    Raises:
+        Bad: `adapter_config.json` is no JSON or too large.
+        OSError: it cannot be read.
+    """
+    lora = any(".lora_" in name for name in names)
+    named = bool(files) and all(name.startswith("adapter_model") for name in files)
+    said = read_object(folder / "adapter_config.json") if lora or named else {}
+    if not lora and not said:
+        return "", []
+    base = said.get("base_model_name_or_path")
+    made = f" for {base[:200]!r}" if isinstance(base, str) and base else ""
+    kind = "LoRA" if lora else _word(said.get("peft_type")) or "PEFT"
+    return "adapter", [f"it is a {kind} adapter{made}, not a model by itself"]
+
+
 def config_facts(config: dict[str, Any], names: Collection[str] = ()) -> dict[str, Any]:
     """The fields of `ModelInfo` that a `config.json` tells. Sizes it does not say are zero."""
     inner = config.get("text_config", config.get("llm_config"))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from llm_runner_router.models.checkpoint import Checkpoint, Weight
-from llm_runner_router.models.info import ModelInfo
+from llm_runner_router.models.info import PARTS, ModelInfo
 
 from ._files import Bad, Opened, Place, naming
 from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, bitnet, open_header
@@ -117,7 +117,8 @@ def _info(parts: list[_Part]) -> ModelInfo:
     fields = parts[0].header.fields
     tensors = [tensor for part in parts for tensor in part.header.tensors]
     architecture = _text(fields, "general.architecture")
-    if not architecture:
+    part = _part(fields, architecture)
+    if not architecture and part != "imatrix":
         raise Bad("it does not say its architecture (`general.architecture`)")
 
     def number(key: str) -> int:
@@ -148,6 +149,7 @@ def _info(parts: list[_Part]) -> ModelInfo:
         experts_used=number("expert_used_count"),
         window=number("attention.sliding_window"),
         tied=task == "generate" and _tied(tensors),
+        part=part,
         notes=_notes(tensors, architecture),
         **_counted(tensors, architecture),
     )
@@ -178,6 +180,14 @@ def _notes(tensors: list[Tensor], architecture: str) -> tuple[str, ...]:
         f"weights in {', '.join(sorted(kinds))} of bitnet.cpp, which llama.cpp does not read:"
         " `llmrr convert` repacks I2_S to TQ2_0 without loss",
     )
+
+
+def _part(fields: dict[str, Value | Skipped], architecture: str) -> str:
+    """What the file is if no model: `general.type` says it; older projectors are named `clip`."""
+    said = _text(fields, "general.type")
+    if said in PARTS:
+        return said
+    return "mmproj" if architecture == "clip" else ""
 
 
 _TOKENIZERS = {"gpt2": "bpe", "llama": "spm", "bert": "wordpiece", "t5": "unigram"}

@@ -22,7 +22,7 @@ from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
 from ._files import MAX_ENTRIES, Bad, Opened, Place, Source, inside, naming
-from ._hub import checked_info, facts
+from ._hub import adapter, checked_info, facts
 from ._parts import Part, all_sources, all_weights, count, distinct, indexed
 from ._pickle import Pickle, Storage, View
 from ._zip import Entry, entries
@@ -86,14 +86,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _load(path: Path) -> tuple[list[Part], ModelInfo, dict[str, Any]]:
     parts = _read(path)
     weights = all_weights(parts)
-    config, fields = facts(path if path.is_dir() else path.parent, weights)
+    folder = path if path.is_dir() else path.parent
+    config, fields = facts(folder, weights)
     notes = list(fields.pop("notes"))
     notes.append("PyTorch files can hold programs; this one was read without running anything")
-    if not config:
+    part, said = adapter(folder, weights, {part.path.name for part in parts})
+    notes += said
+    if not config and not part:
         notes.append("there is no `config.json` beside it, so its architecture is not known")
     info = checked_info(
         format="pytorch",
         bytes=sum(part.size for part in parts),
+        part=part,
         notes=tuple(notes),
         **count(weights.values()),
         **fields,

@@ -20,8 +20,8 @@ from typing import Any, Final
 from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
-from ._files import MAX_ENTRIES, Bad, Opened, Place, Source, inside, naming, parse_json, read_object
-from ._hub import checked_info, facts
+from ._files import MAX_ENTRIES, Bad, Opened, Place, Source, inside, naming, parse_json
+from ._hub import adapter, checked_info, facts
 from ._parts import Part, all_sources, all_weights, count, distinct, indexed
 
 MAX_HEADER: Final = 100 * 1024 * 1024
@@ -202,15 +202,14 @@ def load(path: Path) -> tuple[list[Part], ModelInfo, dict[str, Any]]:
     found = None if path.is_dir() else _PART.search(path.name)
     if found and int(found.group(2)) > 1:
         notes.append(f"it is one of {int(found.group(2))} parts; name the folder for the model")
-    if not config:
+    part, said = adapter(folder, names, {part.path.name for part in parts})
+    notes += said
+    if not config and not part:
         notes.append("there is no `config.json` beside it, so its architecture is not known")
-    if (folder / "adapter_config.json").is_file() and "config.json" not in config:
-        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
-        if any(".lora_" in name for name in names):
-            notes.append(f"it is a LoRA adapter for {str(base)[:200]!r}, not a model by itself")
     info = checked_info(
         format="safetensors",
         bytes=sum(part.size for part in parts),
+        part=part,
         notes=tuple(notes),
         **count(all_weights(parts).values()),
         **fields,
