@@ -36,6 +36,8 @@ from .stops import Stops
 from .vocabulary import HubVocabulary
 
 IDENTITY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+ALMOST = 0.9999999
+"""One, for a bound that the engine shall not take for none."""
 DTYPES = ("auto", "f32", "f16", "bf16")
 
 
@@ -295,9 +297,11 @@ class MistralRun:
         wanted: dict[str, Any] = {
             "max_tokens": self._limit,
             "temperature": settings.temperature,
-            "top_k": settings.top_k or None,
-            "top_p": settings.top_p,
-            "min_p": settings.min_p,
+            # Without one it takes the likeliest, whatever the temperature.
+            "top_k": settings.top_k or self._model.vocabulary.size,
+            # It takes a bound of 0 or 1 for none, and with no `top_p` leaves `min_p` out as well.
+            "top_p": min(max(settings.top_p, 1 - ALMOST), ALMOST),
+            "min_p": min(settings.min_p, ALMOST),
             "repetition_penalty": settings.repeat_penalty,
             "presence_penalty": settings.presence_penalty,
             "frequency_penalty": settings.frequency_penalty,
