@@ -97,8 +97,15 @@ class Matcher:
         return bits[: self._size].astype(np.bool_)
 
     def accept(self, token: int) -> None:
-        """`token` was drawn."""
-        self._matcher.consume_token(token)
+        """`token` was drawn.
+
+        Raises:
+            Refusal: it does not go on as the grammar says, though it was allowed.
+        """
+        if not self._matcher.consume_token(token):
+            # Its matcher counts as stopped then, which is no end of an answer.
+            words = str(self._matcher.get_error()).partition("\n")[0][:300]
+            raise Refusal(f"the grammar failed: {words}", status=500, type="server_error")
 
     @property
     def is_done(self) -> bool:

@@ -15,8 +15,11 @@ from tokenizers import Tokenizer as Engine
 from llm_runner_router.errors import BadRequest, RunnerError
 from llm_runner_router.tokens.load import load
 
+from .reading import CALL, CALL_END, THINK, THINK_END
 from .refusal import Refusal, unsupported
 from .session import Pair, Vocabulary
+
+TAGS = frozenset(tag.encode() for tag in (CALL, CALL_END, THINK, THINK_END))
 
 
 class HubVocabulary:
@@ -78,9 +81,11 @@ class HubVocabulary:
         return token < self._tokenizer.size and self._tokenizer.is_special(token)
 
     def matcher_source(self) -> Any:
-        """See `session.Vocabulary`."""
-        if self._file.is_file():
-            return self._file.read_text("utf-8")
+        """See `session.Vocabulary`.
+
+        Not the file itself: llguidance takes added tokens for special by their looks, and then can
+        write no `<tool_call>` though its own mask allows the token.
+        """
         return wrapped(self, self._tokenizer.size)
 
 
@@ -102,13 +107,18 @@ class _Pieces:
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
         self._vocabulary = vocabulary
-        special = [token for token in range(size) if vocabulary.is_special(token)]
+        pieces = [vocabulary.piece(token) for token in range(size)]
+        # Tags are text to a grammar, whatever the tokenizer's file says of them.
+        special = {
+            token
+            for token in range(size)
+            if vocabulary.is_special(token) and pieces[token] not in TAGS
+        }
         self.eos_token_id = min(vocabulary.ends, default=0)
-        self.special_token_ids = special
+        self.special_token_ids = sorted(special)
         # Special tokens are told apart by a byte that no text has.
         self.tokens = [
-            (b"\xff" if vocabulary.is_special(token) else b"") + vocabulary.piece(token)
-            for token in range(size)
+            (b"\xff" if token in special else b"") + piece for token, piece in enumerate(pieces)
         ]
 
     def __call__(self, text: str | bytes) -> list[int]:
