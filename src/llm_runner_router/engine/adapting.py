@@ -17,6 +17,11 @@ from llm_runner_router.types import AudioPart, ImagePart, Message, Request, Requ
 
 from .base import Adapted
 
+MAX_STOPS = 64
+"""Stop sequences of one request."""
+MAX_STOP = 1024
+"""Characters of one of them."""
+
 
 def adapt(request: Request, model: LocalModel) -> Adapted:
     """`request` checked, streamed, for one choice, with usage.
@@ -38,6 +43,20 @@ def check(request: Request, model: LocalModel) -> None:
     """
     if request.suffix:
         raise Unsupported(f"`{model.name}` cannot fill in text before a `suffix`", param="suffix")
+    best_of = _int(request, "best_of")
+    if best_of is not None and best_of > request.sampling.n:
+        raise Unsupported(
+            f"`{model.name}` gives every choice it makes, it does not pick the best of more",
+            param="best_of",
+            hint="ask for as many with `n`, and choose",
+        )
+    if request.echo and request.sampling.logprobs:
+        raise Unsupported(
+            f"`{model.name}` tells no probabilities of the prompt's tokens, which `echo` asks for",
+            param="echo",
+            hint="leave out `echo` or `logprobs`",
+        )
+    check_stops(request.sampling.stop)
     for i, message in enumerate(request.messages):
         _check_message(message, f"messages[{i}]", model)
     if request.tool_choice and request.tool_choice.startswith("function:"):
@@ -48,6 +67,28 @@ def check(request: Request, model: LocalModel) -> None:
             )
     if request.tool_choice == "required" and not request.tools:
         raise BadRequest("`tool_choice` is `required`, but there are no `tools`", param="tools")
+
+
+def check_stops(stops: tuple[str, ...]) -> None:
+    """Refuse more, or longer ones, than anybody needs: each costs time for every character.
+
+    Raises:
+        BadRequest: with the path of the one at fault.
+    """
+    if len(stops) > MAX_STOPS:
+        raise BadRequest(f"`stop` has {len(stops)} sequences; at most {MAX_STOPS}", param="stop")
+    for i, stop in enumerate(stops):
+        if len(stop) > MAX_STOP:
+            raise BadRequest(
+                f"a stop sequence has at most {MAX_STOP} characters, this one has {len(stop)}",
+                param=f"stop[{i}]",
+            )
+
+
+def _int(request: Request, name: str) -> int | None:
+    raw = request.extra.get(name)
+    found = None if raw is None else msgspec.json.decode(raw)
+    return found if isinstance(found, int) else None
 
 
 def _check_message(message: Message, path: str, model: LocalModel) -> None:

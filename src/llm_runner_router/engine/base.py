@@ -47,6 +47,26 @@ must. `json_schema` and `grammar`: answers held to one; `tools`: calls written a
 one computation; `one_process`: a process that answers also embeds
 and reranks, if the model can."""
 
+WORDS: dict[Feature, str] = {
+    "stop": "stop sequences",
+    "seed": "seeds",
+    "penalties": "penalties",
+    "logprobs": "log-probabilities",
+    "json_schema": "JSON schemas",
+    "grammar": "grammars",
+    "tools": "tool calls of the model's own choice",
+    "embed": "embeddings",
+    "rerank": "reranking",
+    "lora": "LoRA adapters",
+}
+"""What a user may ask for, in words."""
+
+
+def lacks(engine: Engine) -> tuple[str, ...]:
+    """What users may ask for and `engine` refuses, in words."""
+    return tuple(words for feature, words in WORDS.items() if feature not in engine.FEATURES)
+
+
 RUNNERS = "llm_runner_router.engine.runners"
 """The package of our own engines' child sides."""
 

@@ -55,7 +55,8 @@ def _single(request: Request, index: int) -> Request:
     sampling = msgspec.structs.replace(
         request.sampling, n=1, seed=None if seed is None else seed + index
     )
-    return msgspec.structs.replace(request, sampling=sampling, wire=None)
+    extra = {name: value for name, value in request.extra.items() if name != "best_of"}
+    return msgspec.structs.replace(request, sampling=sampling, extra=extra, wire=None)
 
 
 class _Merged:

@@ -17,6 +17,7 @@ does with requests (each row was tried on it):
     arguments that are no JSON status 500                              BadRequest with the path
     a prompt that is too long  `exceed_context_size_error`             ContextTooLong
     `echo`, `suffix`           ignored                                 echoed; Unsupported
+    `repetition_penalty`       ignored; its own is `repeat_penalty`    told by that name
 """
 
 from __future__ import annotations
@@ -195,6 +196,9 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
     """
     check(request, model)
     request = plain(request)
+    penalty = request.extra.get("repetition_penalty")
+    if penalty is not None and "repeat_penalty" not in request.extra:
+        request = spliced(request, {"repeat_penalty": penalty})
     sampling = request.sampling
     bare = sampling.logprobs and not sampling.top_logprobs
     if bare:
@@ -226,7 +230,7 @@ def _force_json(request: Request, wanted: ResponseFormat) -> Adapted:
 def _decoded(raw: Raw, path: str) -> dict[str, Any]:
     value = msgspec.json.decode(raw)
     if not isinstance(value, dict):
-        raise BadRequest("a JSON Schema is an object here", param=path)
+        raise BadRequest(f"`{path}` is an object here", param=path)
     return value
 
 
@@ -264,7 +268,9 @@ def _force_call(request: Request, model: LocalModel) -> Adapted:
             f"call: %json {_text(schema)}"
         )
         tools = [{"type": "function", "function": _function(t)} for t in request.tools]
-        put = {"grammar": grammar, "chat_template_kwargs": {"tools": tools}}
+        given = request.extra.get("chat_template_kwargs")
+        more = {} if given is None else _decoded(given, "chat_template_kwargs")
+        put = {"grammar": grammar, "chat_template_kwargs": {**more, "tools": tools}}
         fields = {key: Raw(_encode(value)) for key, value in put.items()}
         return Adapted(spliced(bare, fields, drop), calls=True, starts="<")
     wanted = ResponseFormat("json_schema", Raw(_encode(schema)), "call")

@@ -139,3 +139,26 @@ def test_probabilities_add_up(values: list[float]) -> None:
     best = likeliest(log_softmax(logits), 3)
     assert len(best) == min(3, len(values))
     assert best[0] == int(np.argmax(logits)) or logits[best[0]] == logits.max()
+
+
+def test_what_is_no_number_is_no_answer() -> None:
+    logits = np.array([0.0, np.nan, 1.0], np.float32)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="NaN"):
+            Sampler(Settings(temperature=temperature)).draw(logits)
+
+
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_mask_may_be_shorter_or_longer_than_the_logits(size: int) -> None:
+    """Models give a round number of logits, tokenizers have as many tokens as they have."""
+    allowed = np.zeros(size, np.bool_)
+    allowed[1] = True
+    logits = np.array([3.0, 0.0, 1.0, 2.0, 9.0], np.float32)
+    assert Sampler(Settings(temperature=0.0)).draw(logits, allowed) == 1
+
+
+def test_penalties_look_back_as_far_as_is_asked() -> None:
+    logits = np.array([3.0, 2.9, 0.0], np.float32)
+    for last, drawn in ((0, 0), (1, 0), (2, 1), (-1, 1)):
+        settings = Settings(temperature=0.0, presence_penalty=1.0, last=last)
+        assert Sampler(settings, [0, 2]).draw(logits) == drawn

@@ -24,7 +24,7 @@ from .asked import Asked
 from .grammar import Grammars
 from .http import Handler, Reply, Request
 from .reading import CALL, CALL_END, THINK, THINK_END, Reader
-from .refusal import Refusal, too_long
+from .refusal import Refusal, too_long, unsupported
 from .run import Run, Running
 from .session import Loaded, Order, Pair
 from .template import ChatTemplate
@@ -106,6 +106,12 @@ class Api:
         tagged = self.tags and CALL in self._template.source
         asked = asking.read(request.body, chat=True, tagged=tagged)
         assert asked.messages is not None
+        if asked.tools and not asked.forced and not tagged:
+            raise unsupported(
+                "the chat template does not write calls between `<tool_call>` tags, so those that"
+                " the model decides to write look like text; force one with `tool_choice`",
+                "tools",
+            )
         prompt = await asyncio.to_thread(
             self._template.render, asked.messages, asked.tools, asked.variables
         )
@@ -118,6 +124,8 @@ class Api:
             bare=asked.forced and not tagged,
             new_id=lambda: f"call_{secrets.token_hex(12)}",
         )
+        if asked.one_call and not asked.forced:
+            asked = msgspec.structs.replace(asked, stops=(*asked.stops, CALL_END))
         shown = frozenset((CALL, CALL_END, THINK, THINK_END))
         chunks = _Chat(self._order.name, reader)
         await self._answer(asked, tokens, chunks, reply, shown)

@@ -11,15 +11,44 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from llm_runner_router.engine.adapting import MAX_STOP, MAX_STOPS
 from llm_runner_router.engine.references import moved
 
 from . import grammar
 from .reading import CALL, CALL_END
 from .refusal import Refusal, unsupported
 from .sampling import Settings
-from .stops import MAX_STOP, MAX_STOPS
 
 MAX_ALTERNATIVES = 50
+RANGES: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0, 1e6),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("repeat_penalty", 1e-6, 1e6),
+    ("repetition_penalty", 1e-6, 1e6),
+    ("presence_penalty", -1e6, 1e6),
+    ("frequency_penalty", -1e6, 1e6),
+    ("repeat_last_n", -1, 1e9),
+    ("seed", -(2**63), 2**63 - 1),
+)
+"""Fields, and the least and greatest value that means something."""
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "typical_p": (1,),
+    "top_n_sigma": (-1, 0),
+    "xtc_probability": (0,),
+    "dynatemp_range": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "samplers": (),
+    "suffix": ("",),
+    "best_of": (1,),
+    "echo": (False,),
+    "n_probs": (0,),
+    "min_keep": (0, 1),
+    "adaptive_target": (-1,),
+}
+"""Fields that llama.cpp or OpenAI know and that would change the answer, with the values that do
+not: with others they are refused, as an answer without them would not be what was asked for."""
 
 
 class Body(Struct):
@@ -54,6 +83,8 @@ class Body(Struct):
     json_schema: dict[str, Any] | None = None
     ignore_eos: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    repeat_last_n: int | None = None
     lora: list[dict[str, Any]] | None = None
 
 
@@ -78,6 +109,8 @@ class Asked(Struct, frozen=True):
     """The answer is a call."""
     variables: dict[str, Any]
     """Given to the template."""
+    one_call: bool = False
+    """Of calls that the model may write, the first ends the answer."""
     adapters: tuple[tuple[str | int, float], ...] = ()
     """LoRA adapters and their weights."""
 
@@ -106,6 +139,8 @@ def read(body: bytes, *, chat: bool, tagged: bool) -> Asked:
         raise Refusal("`messages` is missing or empty", param="messages")
     if asked.n not in (None, 1):
         raise unsupported("one choice at a time is given here", "n")
+    _check_ranges(asked)
+    _check_others(body)
     tools = asked.tools or []
     forced, rules = _rules(asked, tools, tagged)
     if asked.tool_choice == "none":
@@ -125,7 +160,24 @@ def read(body: bytes, *, chat: bool, tagged: bool) -> Asked:
         forced=forced,
         variables=_variables(asked.chat_template_kwargs or {}),
         adapters=_adapters(asked.lora or []),
+        one_call=bool(tools) and asked.parallel_tool_calls is False,
     )
+
+
+def _check_ranges(asked: Body) -> None:
+    for name, low, high in RANGES:
+        value = getattr(asked, name)
+        if value is not None and not low <= value <= high:
+            raise Refusal(f"`{name}` is from {low:g} to {high:g}, not {value}", param=name)
+
+
+def _check_others(body: bytes) -> None:
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    for name, neutral in ELSEWHERE.items():
+        if name in fields:
+            value = msgspec.json.decode(fields[name])
+            if value is not None and value not in neutral:
+                raise unsupported(f"this engine does not know `{name}`", name)
 
 
 def _settings(asked: Body) -> Settings:
@@ -138,6 +190,7 @@ def _settings(asked: Body) -> Settings:
         "presence_penalty": asked.presence_penalty,
         "frequency_penalty": asked.frequency_penalty,
         "seed": None if asked.seed is None or asked.seed < 0 else asked.seed,
+        "last": asked.repeat_last_n,
     }
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Settings(**chosen, bias=_bias(asked.logit_bias))

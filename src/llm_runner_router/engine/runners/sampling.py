@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 Allowed = NDArray[np.bool_]
 
-LAST = 64
-"""Tokens that penalties look back on, the prompt's end among them."""
-
 MOST = 1e30
 """Bound of a logit: what a request adds or divides by must leave numbers to compare."""
 
@@ -40,6 +37,8 @@ class Settings(Struct, frozen=True):
     """Taken from the logit of a token that was seen."""
     frequency_penalty: float = 0.0
     """The same for each time that it was seen."""
+    last: int = 64
+    """Tokens that penalties look back on, the prompt's end among them; 0 is none, -1 all."""
     seed: int | None = None
     """Equal seeds give equal draws; None is another one each time."""
     bias: dict[int, float] = {}
@@ -56,7 +55,8 @@ class Sampler:
 
     def __init__(self, settings: Settings, seen: Iterable[int] = ()) -> None:
         self._settings = settings
-        self._seen: deque[int] = deque(seen, maxlen=LAST)
+        last = settings.last
+        self._seen: deque[int] = deque(seen, maxlen=None if last < 0 else last)
         self._random = np.random.Generator(np.random.PCG64(settings.seed))
 
     def draw(self, logits: Logits, allowed: Allowed | None = None) -> int:
@@ -67,7 +67,7 @@ class Sampler:
             allowed: which tokens may be drawn, of the same shape; None is all.
 
         Raises:
-            ValueError: no token is allowed.
+            ValueError: no token is allowed, or the model computed what is no number.
         """
         token = self._draw(self._penalised(logits, allowed))
         self._seen.append(token)
@@ -76,6 +76,9 @@ class Sampler:
     def _penalised(self, logits: Logits, allowed: Allowed | None) -> Logits:
         settings = self._settings
         changed = logits.astype(np.float32, copy=True)
+        if np.isnan(changed).any():
+            # The largest of them would be drawn as if it were an answer.
+            raise ValueError("the model computed what is no number (NaN): its weights are broken")
         for token, bias in settings.bias.items():
             if 0 <= token < len(changed):
                 changed[token] += min(max(bias, -MOST), MOST)
@@ -93,9 +96,12 @@ class Sampler:
             changed[tokens] = values
         np.clip(changed, -MOST, MOST, out=changed)
         if allowed is not None:
+            # Some models give logits beyond their vocabulary, so that the number is a round one.
+            allowed = allowed[: len(changed)]
             if not allowed.any():
                 raise ValueError("no token is allowed")
-            changed[~allowed] = -np.inf
+            changed[: len(allowed)][~allowed] = -np.inf
+            changed[len(allowed) :] = -np.inf
         return changed
 
     def _draw(self, logits: Logits) -> int:

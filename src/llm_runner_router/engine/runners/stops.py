@@ -7,11 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_STOPS = 64
-"""Stop sequences of one request."""
-MAX_STOP = 1024
-"""Characters of one of them."""
-
 
 class Stops:
     """Text in, text that may be shown out; what could begin a stop sequence is held back.
