@@ -57,6 +57,16 @@ def test_why(llmrr: Run, tmp_path: Path) -> None:
     assert "no: " in engines
 
 
+def test_engines_are_ranked_and_say_what_they_go_without(llmrr: Run) -> None:
+    done = llmrr("inspect", "--why", str(HF / "tiny-math"))
+    engines = done.out.partition("\nengines\n")[2].partition("\n\n")[0]
+    lines = dict(line.split(maxsplit=1) for line in engines.splitlines())
+    names = list(lines)
+    assert names.index("mistralrs") < names.index("torch") < names.index("llamacpp")
+    assert "without seeds, tool calls of the model's own choice" in lines["mistralrs"]
+    assert "without" not in lines["llamacpp"], "it is not the one to ask"
+
+
 def test_what_is_none_is_explained(llmrr: Run, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n")

@@ -158,7 +158,8 @@ def _print(facts: Facts, *, why: bool) -> None:
         output.pairs(rows, "  ")
     print("\nengines")
     shown = [v for v in facts.engines if why or (v.score > 0 and not v.by_name)]
-    output.pairs([(verdict.engine, _verdict(verdict)) for verdict in shown], "  ")
+    rows = [(v.engine, _verdict(v) + _without(facts.features.get(v.engine))) for v in shown]
+    output.pairs(rows, "  ")
     if not any(verdict.can and not verdict.by_name for verdict in facts.engines):
         print("  none here runs it; `--why` tells what each lacks")
     if facts.features and why:
@@ -208,3 +209,13 @@ def _verdict(verdict: Verdict) -> str:
     named = "; only when named with `engine:`" if verdict.by_name else ""
     step = f" ({verdict.hint})" if verdict.hint and not verdict.can else ""
     return f"{word}: {verdict.why}{lacks}{named}{step}"
+
+
+def _without(features: tuple[str, ...] | None) -> str:
+    """What an engine of these features refuses; nothing of one that does not run the model."""
+    if features is None:
+        return ""
+    from llm_runner_router.engine.base import lacks
+
+    words = lacks(features)
+    return f"; without {', '.join(words)}" if words else ""

@@ -11,6 +11,7 @@ the entry point group `llm_runner_router.engine`; see `docs/how-to/write-an-engi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -62,9 +63,9 @@ WORDS: dict[Feature, str] = {
 """What a user may ask for, in words."""
 
 
-def lacks(engine: Engine) -> tuple[str, ...]:
-    """What users may ask for and `engine` refuses, in words."""
-    return tuple(words for feature, words in WORDS.items() if feature not in engine.FEATURES)
+def lacks(features: Collection[str]) -> tuple[str, ...]:
+    """What users may ask for and an engine of these features refuses, in words."""
+    return tuple(words for feature, words in WORDS.items() if feature not in features)
 
 
 RUNNERS = "llm_runner_router.engine.runners"
