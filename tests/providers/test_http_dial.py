@@ -16,11 +16,9 @@ from llm_runner_router.errors import (
     ConnectFailed,
 )
 from llm_runner_router.providers import dial
-from llm_runner_router.providers.http import HttpClient, Timeouts
+from llm_runner_router.providers.http import HttpClient
 
 from .upstream import Upstream, chunk_then_hang, fetch, noting, reply
-
-SHORT = Timeouts(connect=0.05, first_byte=0.05, idle=0.05)
 
 
 async def closed(writer: asyncio.StreamWriter) -> None:
