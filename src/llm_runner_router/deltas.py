@@ -60,6 +60,10 @@ class Choice(Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...]
     finish: Finish | None
     logprobs: tuple[Raw, ...] = ()
+    signature: str = ""
+    redacted: tuple[str, ...] = ()
+    citations: tuple[Raw, ...] = ()
+    stopped_by: str | None = None
 
 
 class Answer(Struct, frozen=True):
@@ -86,7 +90,11 @@ class _Growing:
         self.refusal: list[str] = []
         self.calls: dict[int, tuple[list[str], list[str], list[str]]] = {}
         self.finish: Finish | None = None
+        self.stopped_by: str | None = None
         self.logprobs: list[Raw] = []
+        self.signature: list[str] = []
+        self.redacted: list[str] = []
+        self.citations: list[Raw] = []
 
     def add(self, delta: Delta) -> None:
         if delta.text:
@@ -106,6 +114,13 @@ class _Growing:
             self.logprobs.append(delta.logprobs)
         if delta.finish is not None:
             self.finish = delta.finish
+            self.stopped_by = delta.stopped_by
+        if delta.signature:
+            self.signature.append(delta.signature)
+        if delta.redacted:
+            self.redacted.append(delta.redacted)
+        if delta.citations:
+            self.citations += delta.citations
 
     def done(self, index: int) -> Choice:
         calls = tuple(
@@ -120,6 +135,10 @@ class _Growing:
             tool_calls=calls,
             finish=self.finish,
             logprobs=tuple(self.logprobs),
+            signature="".join(self.signature),
+            redacted=tuple(self.redacted),
+            citations=tuple(self.citations),
+            stopped_by=self.stopped_by,
         )
 
 

@@ -16,7 +16,22 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 from msgspec import Raw, Struct
 
-Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+from .parts import AudioPart as AudioPart
+from .parts import FileData as FileData
+from .parts import FilePart as FilePart
+from .parts import ImagePart as ImagePart
+from .parts import ImageURL as ImageURL
+from .parts import InputAudio as InputAudio
+from .parts import Message as Message
+from .parts import Part as Part
+from .parts import RedactedPart as RedactedPart
+from .parts import RefusalPart as RefusalPart
+from .parts import Role as Role
+from .parts import TextPart as TextPart
+from .parts import ThinkingPart as ThinkingPart
+from .parts import Tool as Tool
+from .parts import ToolCall as ToolCall
+
 Finish = Literal["stop", "length", "tool_calls", "content_filter", "error"]
 Modality = Literal["text", "image", "audio"]
 Task = str
@@ -24,81 +39,6 @@ Task = str
 
 
 # ---------------------------------------------------------------- what is asked
-
-
-class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of text inside a message."""
-
-    text: str
-
-
-class ImageURL(Struct, frozen=True):
-    """Where an image is: an `https:` or `data:` URL, and how closely to look at it."""
-
-    url: str
-    detail: str | None = None
-
-
-class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
-    """An image inside a message."""
-
-    image_url: ImageURL
-
-
-class InputAudio(Struct, frozen=True):
-    """Base64 audio and its container format (`wav`, `mp3`)."""
-
-    data: str
-    format: str
-
-
-class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
-    """Sound inside a message."""
-
-    input_audio: InputAudio
-
-
-class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
-    """An earlier refusal of the model, repeated by the client."""
-
-    refusal: str
-
-
-Part = TextPart | ImagePart | AudioPart | RefusalPart
-
-
-class ToolCall(Struct, frozen=True):
-    """A finished tool call. `arguments` is JSON text exactly as the model wrote it."""
-
-    id: str
-    name: str
-    arguments: str
-
-
-class Message(Struct, frozen=True):
-    """One turn of a conversation."""
-
-    role: Role
-    content: str | tuple[Part, ...] | None = None
-    name: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The text of this turn, its parts joined; images and audio are left out."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(p.text for p in self.content or () if isinstance(p, TextPart))
-
-
-class Tool(Struct, frozen=True):
-    """A function the model may call. `parameters` is a JSON Schema, kept as it came."""
-
-    name: str
-    description: str | None = None
-    parameters: Raw | None = None
-    strict: bool | None = None
 
 
 class ResponseFormat(Struct, frozen=True):
@@ -123,6 +63,18 @@ class Sampling(Struct, frozen=True):
     n: int = 1
     logprobs: bool = False
     top_logprobs: int | None = None
+    top_k: int | None = None
+
+
+class Reasoning(Struct, frozen=True):
+    """How much a model is to think before it answers."""
+
+    effort: str | None = None
+    """`none`, `minimal`, `low`, `medium`, `high`, `xhigh` or `max`; None: the model's default."""
+    budget: int | None = None
+    """Tokens to think at most; 0 for none."""
+    shown: bool | None = None
+    """Whether the thoughts, or a summary of them, are part of the answer."""
 
 
 class RequestWire(Struct, frozen=True):
@@ -156,7 +108,12 @@ class Request(Struct, frozen=True):
     sampling: Sampling = Sampling()
     stream: bool = False
     include_usage: bool = False
+    reasoning: Reasoning | None = None
+    service_tier: str | None = None
+    """Which queue of the provider's: `auto`, `default`, `flex`, `priority`."""
     user: str | None = None
+    strict: bool = False
+    """Refuse rather than leave out what a target cannot do (`Trace.fidelity`)."""
     fallbacks: tuple[str, ...] = ()
     """Model names to try, in order, when `model` cannot answer (request field `fallbacks`)."""
     cache: bool = False
@@ -219,7 +176,10 @@ class Usage(Struct, frozen=True, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    """Of the prompt, read from a cache."""
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
+    """Of the prompt, written to a cache that has a price for it."""
 
     @property
     def total_tokens(self) -> int:
@@ -245,12 +205,16 @@ class Price(Struct, frozen=True, gc=False):
     """US dollars per million tokens of the answer."""
     cached: float | None = None
     """US dollars per million prompt tokens read from a cache; default is `input`."""
+    cache_write: float | None = None
+    """US dollars per million prompt tokens written to a cache; default is `input`."""
 
     def cost(self, usage: Usage) -> float:
         """US dollars for `usage`."""
         cached = self.input if self.cached is None else self.cached
-        fresh = usage.prompt_tokens - usage.cached_tokens
+        written = self.input if self.cache_write is None else self.cache_write
+        fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
         dollars = fresh * self.input + usage.cached_tokens * cached
+        dollars += usage.cache_write_tokens * written
         return (dollars + usage.completion_tokens * self.output) / 1e6
 
 
@@ -296,9 +260,17 @@ class Delta(Struct, frozen=True):
     role: str | None = None
     text: str = ""
     reasoning: str = ""
+    signature: str = ""
+    """Closes a block of reasoning: the provider's proof that the thoughts are its own."""
+    redacted: str = ""
+    """A whole block of reasoning that only the provider can read."""
     refusal: str = ""
+    citations: tuple[Raw, ...] = ()
+    """Where the text of this choice comes from, each in the form of its dialect."""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     finish: Finish | None = None
+    stopped_by: str | None = None
+    """With `finish`: the stop sequence that ended the answer, if the target tells."""
     usage: Usage | None = None
     logprobs: Raw | None = None
     timings: Raw | None = None
@@ -416,12 +388,23 @@ class Attempt(Struct, frozen=True):
     message: str = ""
 
 
+class Mark(Struct, frozen=True):
+    """What became of one parameter of a request on its way to a target of another kind."""
+
+    fate: Literal["translated", "emulated", "dropped"]
+    how: str = ""
+    """In words: into what, by what means, why."""
+
+
 class Trace:
     """What happened to one call: decisions and attempts, appended as they happen."""
 
-    __slots__ = ("attempts", "decisions", "notes")
+    __slots__ = ("attempts", "decisions", "fidelity", "notes")
 
     def __init__(self) -> None:
+        self.fidelity: dict[str, Mark] = {}
+        """What became of the request's parameters at the target that answered, by path; those
+        that are not here were honoured as they are."""
         self.decisions: list[Decision] = []
         self.attempts: list[Attempt] = []
         self.notes: dict[str, str] = {}
