@@ -165,6 +165,7 @@ class AppLeaves:
                 settings.connect_timeout, settings.first_token_timeout, settings.idle_timeout
             ),
             headers=self._headers(ref.provider, settings),
+            max_output=card.max_output,
         )
         return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf)
 

@@ -113,7 +113,7 @@ class Request(Struct, frozen=True):
     """Which queue of the provider's: `auto`, `default`, `flex`, `priority`."""
     user: str | None = None
     strict: bool = False
-    """Refuse rather than leave out what a target cannot do (`Trace.fidelity`)."""
+    """Refuse rather than leave out what a target cannot do (`Origin.fidelity`)."""
     fallbacks: tuple[str, ...] = ()
     """Model names to try, in order, when `model` cannot answer (request field `fallbacks`)."""
     cache: bool = False
@@ -218,6 +218,14 @@ class Price(Struct, frozen=True, gc=False):
         return (dollars + usage.completion_tokens * self.output) / 1e6
 
 
+class Mark(Struct, frozen=True):
+    """What became of one parameter of a request on its way to a target of another kind."""
+
+    fate: Literal["translated", "emulated", "dropped"]
+    how: str = ""
+    """In words: into what, by what means, why."""
+
+
 class Origin(Struct, frozen=True):
     """Who answered. A leaf target puts it on its first delta, so a race cannot mix it up."""
 
@@ -227,6 +235,9 @@ class Origin(Struct, frozen=True):
     """The model name on the leaf's own wire."""
     local: bool = False
     price: Price | None = None
+    fidelity: dict[str, Mark] = {}
+    """What became of the request's parameters, by path; those not here were honoured as they
+    are."""
 
     def cost(self, usage: Usage | None) -> float | None:
         """US dollars; 0 for an unpriced local model, None while price or usage is not known."""
@@ -388,23 +399,12 @@ class Attempt(Struct, frozen=True):
     message: str = ""
 
 
-class Mark(Struct, frozen=True):
-    """What became of one parameter of a request on its way to a target of another kind."""
-
-    fate: Literal["translated", "emulated", "dropped"]
-    how: str = ""
-    """In words: into what, by what means, why."""
-
-
 class Trace:
     """What happened to one call: decisions and attempts, appended as they happen."""
 
-    __slots__ = ("attempts", "decisions", "fidelity", "notes")
+    __slots__ = ("attempts", "decisions", "notes")
 
     def __init__(self) -> None:
-        self.fidelity: dict[str, Mark] = {}
-        """What became of the request's parameters at the target that answered, by path; those
-        that are not here were honoured as they are."""
         self.decisions: list[Decision] = []
         self.attempts: list[Attempt] = []
         self.notes: dict[str, str] = {}

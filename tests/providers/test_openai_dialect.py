@@ -19,15 +19,14 @@ from llm_runner_router.errors import (
     RunnerError,
     UpstreamError,
 )
+from llm_runner_router.providers.dialects.base import Quirks
 from llm_runner_router.providers.dialects.openai import (
     COMPLETIONS,
-    Quirks,
-    build_embed,
-    build_request,
     parse_body,
     parse_embed,
     parse_event,
 )
+from llm_runner_router.providers.dialects.openai_request import build_embed, build_request
 from llm_runner_router.surfaces import openai_chat, openai_completions
 from llm_runner_router.types import (
     EmbedRequest,

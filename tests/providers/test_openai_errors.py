@@ -22,8 +22,7 @@ from llm_runner_router.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from llm_runner_router.providers.dialects.openai import parse_error
-from llm_runner_router.providers.dialects.openai_errors import MAX_MESSAGE
+from llm_runner_router.providers.dialects.openai_errors import MAX_MESSAGE, parse_error
 
 NOW = 1_700_000_000.0
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from llm_runner_router.errors import BadResponse, RateLimited, RunnerError, StreamBroken
+from llm_runner_router.providers.dialects.openai import OpenAIEvents
 from llm_runner_router.providers.reader import StreamReader
+from llm_runner_router.providers.sse import SSEParser
 from llm_runner_router.types import Usage
 
 from .upstream import WHOLE, WORDS, chunk, event
@@ -16,10 +19,14 @@ from .upstream import WHOLE, WORDS, chunk, event
 CUT = StreamBroken("cut")
 
 
+def reading(choices: int, redact: Callable[[bytes], bytes]) -> StreamReader:
+    return StreamReader(OpenAIEvents("openai_chat"), SSEParser(), choices, redact)
+
+
 def run(
     events: list[bytes], choices: int = 1, cause: RunnerError | None = None
 ) -> tuple[str, RunnerError | None, StreamReader]:
-    reader = StreamReader("openai_chat", choices, lambda data: data)
+    reader = reading(choices, lambda data: data)
     deltas = []
     for data in events:
         deltas += reader.feed(data)
@@ -40,7 +47,7 @@ def test_a_whole_stream() -> None:
 
 
 def test_all_events_in_one_chunk() -> None:
-    reader = StreamReader("openai_chat", 1, lambda data: data)
+    reader = reading(1, lambda data: data)
     deltas = reader.feed(b"".join(WHOLE))
     assert reader.done
     assert [d.text for d in deltas] == ["", *WORDS, "", ""]
@@ -125,7 +132,7 @@ def test_noise_between_events() -> None:
 
 def test_an_error_is_redacted_before_it_is_cut() -> None:
     key = "sk-canary-0123456789"
-    reader = StreamReader("openai_chat", 1, lambda data: data.replace(key.encode(), b"***"))
+    reader = reading(1, lambda data: data.replace(key.encode(), b"***"))
     message = "x" * 990 + " " + key
     reader.feed(b"data: " + json.dumps({"error": {"message": message}}).encode() + b"\n\n")
     assert reader.failure is not None

@@ -15,6 +15,7 @@ from llm_runner_router.surfaces.openai_chat import DIALECT, decode
 from llm_runner_router.types import (
     ImagePart,
     Message,
+    Reasoning,
     Request,
     TextPart,
     ToolCall,
@@ -87,6 +88,10 @@ def test_a_full_request() -> None:
         fallbacks=["x", "y"],
         cache=True,
         reasoning_effort="low",
+        top_k=40,
+        service_tier="flex",
+        strict=True,
+        verbosity="low",
     )
     assert request.messages[1].text == "look: what?"
     assert isinstance(request.messages[1].content, tuple)
@@ -107,9 +112,12 @@ def test_a_full_request() -> None:
     assert (request.stream, request.include_usage) == (True, True)
     assert request.fallbacks == ("x", "y")
     assert request.cache
-    assert {name: bytes(raw) for name, raw in request.extra.items()} == {
-        "reasoning_effort": b'"low"'
-    }
+    assert request.reasoning == Reasoning("low")
+    assert (request.sampling.top_k, request.service_tier, request.strict) == (40, "flex", True)
+    assert {name: bytes(raw) for name, raw in request.extra.items()} == {"verbosity": b'"low"'}
+    assert request.wire is not None
+    assert {"reasoning_effort", "top_k", "service_tier"} <= request.wire.fields.keys()
+    assert "strict" not in request.wire.fields
 
 
 def test_untouched_fields_are_kept_for_upstream_and_ours_are_not() -> None:

@@ -21,6 +21,7 @@ from llm_runner_router.types import (
     Call,
     Delta,
     Finish,
+    Mark,
     Message,
     Origin,
     Request,
@@ -50,6 +51,8 @@ class RequestRecord(Struct, frozen=True, omit_defaults=True):
     model: str | None = None
     """The model name on the leaf's wire."""
     local: bool = False
+    fidelity: dict[str, Mark] = {}
+    """What became of the request's parameters at who answered, see `Origin`."""
     strategy: str | None = None
     task: str | None = None
     reason: str | None = None
@@ -222,6 +225,7 @@ class _Recorded:
                 target=origin.target if origin else None,
                 model=origin.model if origin else None,
                 local=origin.local if origin else False,
+                fidelity=origin.fidelity if origin else {},
                 strategy=decision.strategy if decision else None,
                 task=next((d.task for d in call.trace.decisions if d.task), None),
                 reason=decision.reason if decision else None,

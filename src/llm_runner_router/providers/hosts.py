@@ -17,15 +17,17 @@ from msgspec import Meta, Struct
 
 from llm_runner_router.types import Capabilities, ModelCard, Price
 
-from .dialects.openai_request import Quirks
+from .dialects.base import Quirks
 
 Dollars = Annotated[float, Meta(ge=0)]
 
 
 class Host(Struct, frozen=True, forbid_unknown_fields=True):
-    """A host that speaks OpenAI's dialect: a row of `hosts.toml`."""
+    """A host: a row of `hosts.toml`."""
 
     name: str
+    dialect: str = "openai"
+    """How it is talked to, see `dialects`."""
     title: str = ""
     base_url: str | None = None
     """Up to and including the version; None where every account has its own."""
@@ -41,13 +43,16 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     """Query string of every request, unless the base URL has one."""
     max_tokens: Literal["max_tokens", "max_completion_tokens"] | None = None
     stream_options: bool = True
+    top_k: bool = False
     drop: tuple[str, ...] = ()
+    headers: dict[str, str] = {}
+    """Sent with every request, for example a version; the configuration's own come after."""
     docs: str = ""
 
     @property
     def quirks(self) -> Quirks:
         """How its bodies differ."""
-        return Quirks(self.max_tokens, self.stream_options, self.drop)
+        return Quirks(self.max_tokens, self.stream_options, self.drop, self.top_k)
 
 
 class _Family(Struct, frozen=True, forbid_unknown_fields=True):

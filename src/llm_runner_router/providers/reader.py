@@ -1,11 +1,11 @@
 """An upstream's event stream as deltas: which events count, and when it has ended cleanly. Pure.
 
-Knows: SSE, the OpenAI dialect, the rules about `[DONE]` and `finish_reason`. Does not know:
-sockets, clocks, targets.
+Knows: the rules about the end of a stream and about choices' finishes. Does not know: dialects
+(`Events`, `Framing`), sockets, clocks, targets.
 
 The rules (scenarios S08 to S11 of the failover catalogue):
-1. `[DONE]` after every begun choice had a finish: clean.
-2. The end of the bytes after all `n` choices had a finish, without `[DONE]`: clean.
+1. The dialect's mark of the end (OpenAI's `[DONE]`) after every begun choice had a finish: clean.
+2. The end of the bytes after all `n` choices had a finish, without the mark: clean.
 3. Any other end: `StreamBroken`. A truncated answer is never passed off as a whole one.
 4. One or two events that are not JSON are skipped, a third fails the stream. A skipped event never
    counts as an end, so rule 3 still holds.
@@ -18,8 +18,7 @@ from collections.abc import Callable
 from llm_runner_router.errors import BadResponse, RunnerError, StreamBroken
 from llm_runner_router.types import Delta
 
-from .dialects.openai import parse_event
-from .sse import SSEParser
+from .dialects.base import Events, Framing
 
 MAX_MALFORMED = 2
 
@@ -28,7 +27,8 @@ class StreamReader:
     """Feed it the bytes of a stream; it gives deltas and knows how the stream stands.
 
     Args:
-        dialect: `openai_chat` or `openai_completions`.
+        events: reads the payloads; serves this stream alone.
+        framing: cuts the bytes into payloads; serves this stream alone.
         choices: how many the request asked for.
         redact: takes secrets out of a payload before an error quotes it.
     """
@@ -36,19 +36,25 @@ class StreamReader:
     __slots__ = (
         "_begun",
         "_choices",
-        "_dialect",
         "_ended",
+        "_events",
         "_finished",
+        "_framing",
         "_malformed",
         "_redact",
-        "_sse",
         "done",
         "failure",
     )
 
-    def __init__(self, dialect: str, choices: int, redact: Callable[[bytes], bytes]) -> None:
-        self._sse = SSEParser()
-        self._dialect = dialect
+    def __init__(
+        self,
+        events: Events,
+        framing: Framing,
+        choices: int,
+        redact: Callable[[bytes], bytes],
+    ) -> None:
+        self._framing = framing
+        self._events = events
         self._choices = choices
         self._redact = redact
         self._begun: set[int] = {0}
@@ -56,7 +62,7 @@ class StreamReader:
         self._malformed = 0
         self._ended = False
         self.done = False
-        """`[DONE]` came, or the stream failed: nothing more is to be read."""
+        """The end was marked, or the stream failed: nothing more is to be read."""
         self.failure: RunnerError | None = None
         """To be raised once the deltas before it are out."""
 
@@ -64,7 +70,7 @@ class StreamReader:
         """The deltas of the events that `chunk` completes; failures go to `failure`."""
         deltas: list[Delta] = []
         try:
-            for payload in self._sse.feed(chunk):
+            for payload in self._framing.feed(chunk):
                 self._take(payload, deltas)
                 if self.done:
                     break
@@ -74,7 +80,7 @@ class StreamReader:
 
     @property
     def finished(self) -> bool:
-        """Every choice asked for had its finish; only usage and `[DONE]` may still come."""
+        """Every choice asked for had its finish; only usage and the end may still come."""
         return len(self._finished) >= self._choices and self._begun <= self._finished
 
     def end(self, cause: RunnerError | None = None) -> list[Delta]:
@@ -85,7 +91,7 @@ class StreamReader:
         self._ended = True
         if not self.done and cause is None:
             try:
-                for payload in self._sse.end():
+                for payload in self._framing.end():
                     self._take(payload, deltas)
             except RunnerError as exc:
                 self._fail(exc)
@@ -97,16 +103,15 @@ class StreamReader:
         return deltas
 
     def _take(self, payload: bytes, deltas: list[Delta]) -> None:
-        if payload == b"[DONE]" or payload.strip() == b"[DONE]":
-            self.done = True
-            return
         found: tuple[Delta, ...] | None
         try:
-            found = parse_event(payload, self._dialect)
+            found = self._events.feed(payload)
         except RunnerError:
             found = None
         if found is None:
             found = self._again(payload)
+        if self._events.done:
+            self.done = True
         for delta in found:
             if delta.finish is not None:
                 self._begun.add(delta.index)
@@ -122,7 +127,7 @@ class StreamReader:
         context of this one.
         """
         try:
-            return parse_event(self._redact(payload), self._dialect)
+            return self._events.feed(self._redact(payload))
         except BadResponse:
             self._malformed += 1
             if self._malformed > MAX_MALFORMED:

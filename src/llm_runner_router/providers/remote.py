@@ -1,8 +1,8 @@
-"""A model behind a URL that speaks OpenAI's dialect, as a `Target`, an `Embedder` and a `Reranker`.
+"""A model behind a URL, as a `Target`, an `Embedder` and a `Reranker`.
 
 Knows: one account (URL, key, headers), one model, how to turn a failure into an error that names
-the target and tells no key. Does not know: other targets, retries, whether the URL is a provider's
-or a runner process's of our own.
+the target and tells no key. Does not know: other targets, retries, what is said
+(`dialects/`), whether the URL is a provider's or a runner process's of our own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from llm_runner_router.types import (
     RerankRequest,
 )
 
-from .dialects import openai, rerank
+from . import dialects
+from .dialects import rerank
+from .dialects.base import Receipt, WireRequest
 from .hosts import Host
 from .http import HttpClient, Response, Timeouts
 from .reader import StreamReader
@@ -68,7 +70,7 @@ _ID = re.compile(r"[\x21-\x7e]{1,200}")
 
 
 class RemoteTarget:
-    """One model at one OpenAI-compatible base URL.
+    """One model at one base URL.
 
     Args:
         name: the target's name, for example `openai/gpt-4o-mini`.
@@ -81,6 +83,7 @@ class RemoteTarget:
         timeouts: limits on silence.
         local: it is a runner of ours.
         headers: further request headers.
+        max_output: tokens that the model can write at most, 0 = unknown.
 
     Raises:
         ConfigError: no such URL, or a key or header that cannot be sent.
@@ -99,12 +102,14 @@ class RemoteTarget:
         timeouts: Timeouts | None = None,
         local: bool = False,
         headers: Mapping[str, str] | None = None,
+        max_output: int = 0,
     ) -> None:
         self._name = name
         self._model = model
         self._client = client
-        host = host or Host(name="openai")
-        self._quirks = host.quirks
+        host = host or Host(name="openai", top_k=local)
+        self._dialect = dialects.find(host.dialect)
+        self._quirks = msgspec.structs.replace(host.quirks, max_output=max_output)
         self._base, self._query = _split(base_url, host, model)
         self._urls: dict[str, str] = {}
         self._timeouts = timeouts or (LOCAL_TIMEOUTS if local else Timeouts())
@@ -137,19 +142,23 @@ class RemoteTarget:
         """
         async with AsyncExitStack() as stack:
             try:
-                wire = openai.build_request(request, self._model, self._quirks)
+                receipt = Receipt()
+                wire = self._dialect.build(request, self._model, self._quirks, receipt)
+                receipt.check(request)
                 response = await stack.enter_async_context(
                     self._client.stream(
                         "POST",
                         self._url(wire.path),
-                        headers=self._headers(call, request.stream),
+                        headers=self._headers(call, wire, request.stream),
                         body=wire.body,
                         timeouts=self._timeouts if request.stream else self._whole,
                         deadline=call.deadline,
                     )
                 )
-                dialect = openai.CHAT if wire.path.startswith("/chat") else openai.COMPLETIONS
-                deltas = await self._begin(response, request, dialect)
+                origin = self._origin
+                if receipt.marks:
+                    origin = msgspec.structs.replace(origin, fidelity=receipt.marks)
+                deltas = await self._begin(response, request, wire, origin)
             except RunnerError as exc:
                 self._own(exc)
                 raise
@@ -159,7 +168,7 @@ class RemoteTarget:
                 await response.settle(SETTLE)
 
     async def _begin(
-        self, response: Response, request: Request, dialect: str
+        self, response: Response, request: Request, wire: WireRequest, origin: Origin
     ) -> AsyncIterator[Delta]:
         if response.status != 200:
             raise await self._refusal(response)
@@ -167,14 +176,15 @@ class RemoteTarget:
         if request.stream and "json" not in kind:
             if "html" in kind:
                 raise BadResponse("a web page came instead of a stream of events")
-            reader = StreamReader(dialect, request.sampling.n, self._redact)
+            events, framing = self._dialect.events(wire), self._dialect.framing()
+            reader = StreamReader(events, framing, request.sampling.n, self._redact)
             # A runner of ours that prepares a long prompt says so with comments; a host that only
             # comments may be asked for nothing but patience, which has its limit.
             patience = math.inf if self._origin.local else self._timeouts.first_byte
-            return _Stream(response, reader, self._origin, self._own, patience)
+            return _Stream(response, reader, origin, self._own, patience)
         body = await response.read(MAX_BODY)
-        deltas = self._parsed(lambda data: openai.parse_body(data, dialect), body)
-        first = msgspec.structs.replace(deltas[0], origin=self._origin)
+        deltas = self._parsed(lambda data: self._dialect.parse_body(data, wire), body)
+        first = msgspec.structs.replace(deltas[0], origin=origin)
         return _Ready((first, *deltas[1:]))
 
     async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
@@ -183,9 +193,9 @@ class RemoteTarget:
         Raises:
             RunnerError: as `open` does.
         """
-        count = len(request.inputs)
-        wire = openai.build_embed(request, self._model)
-        found = await self._whole_answer(wire, call, lambda data: openai.parse_embed(data, count))
+        count, dialect = len(request.inputs), self._dialect
+        wire = dialect.build_embed(request, self._model)
+        found = await self._whole_answer(wire, call, lambda data: dialect.parse_embed(data, count))
         return msgspec.structs.replace(found, origin=self._origin)
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
@@ -198,15 +208,13 @@ class RemoteTarget:
         found = await self._whole_answer(wire, call, lambda data: rerank.parse(data, request))
         return msgspec.structs.replace(found, origin=self._origin)
 
-    async def _whole_answer(
-        self, wire: openai.WireRequest, call: Call, parse: Callable[[bytes], T]
-    ) -> T:
+    async def _whole_answer(self, wire: WireRequest, call: Call, parse: Callable[[bytes], T]) -> T:
         """Ask for one value, and read it."""
         try:
             async with self._client.stream(
                 "POST",
                 self._url(wire.path),
-                headers=self._headers(call, stream=False),
+                headers=self._headers(call, wire, stream=False),
                 body=wire.body,
                 timeouts=self._whole,
                 deadline=call.deadline,
@@ -225,7 +233,7 @@ class RemoteTarget:
             body = await response.read(MAX_ERROR_BODY)
         except (BadResponse, StreamBroken, UpstreamTimeout):
             body = b""  # its status says enough
-        return openai.parse_error(
+        return self._dialect.parse_error(
             response.status, response.header, self._redact(body), now=time.time()
         )
 
@@ -237,8 +245,9 @@ class RemoteTarget:
             url = self._urls[path] = f"{self._base}{path}{self._query}"
         return url
 
-    def _headers(self, call: Call, stream: bool) -> list[tuple[str, str]]:
-        headers = [*self._fixed, ("Accept", "text/event-stream" if stream else "application/json")]
+    def _headers(self, call: Call, wire: WireRequest, stream: bool) -> list[tuple[str, str]]:
+        accept = self._dialect.accept if stream else "application/json"
+        headers = [*self._fixed, ("Accept", accept), *wire.headers]
         if _ID.fullmatch(call.id):
             headers.append(("X-Request-Id", call.id))
         if call.traceparent is not None and _TRACEPARENT.fullmatch(call.traceparent):
@@ -401,7 +410,7 @@ def _fixed_headers(host: Host, key: str, given: Mapping[str, str]) -> list[tuple
         if not key.isascii() or not key.isprintable():
             raise ConfigError(f"the API key of {host.name!r} has characters no key has")
         headers[host.key_header.lower()] = (host.key_header, f"{host.key_prefix}{key}")
-    for name, value in given.items():
+    for name, value in {**host.headers, **given}.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", value):
             raise ConfigError(f"the header {name!r} cannot be sent")
         headers[name.lower()] = (name, value)

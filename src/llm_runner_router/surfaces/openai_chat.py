@@ -37,6 +37,7 @@ from .openai_json import (
     limit,
     parse,
     raw_fields,
+    reasoning,
     relayed,
     sampling,
     stream_error,
@@ -141,6 +142,9 @@ def decode(body: bytes) -> Request:
         user=asked.user,
         fallbacks=fallbacks(asked),
         cache=asked.cache is True,
+        strict=asked.strict is True,
+        reasoning=reasoning(asked),
+        service_tier=asked.service_tier,
         extra=extra(fields, _KNOWN),
         wire=wire(DIALECT, fields),
     )

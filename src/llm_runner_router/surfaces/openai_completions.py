@@ -35,6 +35,7 @@ from .openai_json import (
     model_name,
     parse,
     raw_fields,
+    reasoning,
     relayed,
     sampling,
     stream_error,
@@ -106,6 +107,9 @@ def decode_all(body: bytes) -> tuple[Request, ...]:
             user=asked.user,
             fallbacks=fallbacks(asked),
             cache=asked.cache is True,
+            strict=asked.strict is True,
+            reasoning=reasoning(asked),
+            service_tier=asked.service_tier,
             extra=extra(fields, _KNOWN),
             wire=wire(DIALECT, fields) if len(prompts) == 1 else None,
         )

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from llm_runner_router.deltas import Answer, Collector
 from llm_runner_router.errors import BadRequest, RunnerError, StreamBroken
-from llm_runner_router.types import Delta, Request, RequestWire, Sampling, Usage
+from llm_runner_router.types import Delta, Reasoning, Request, RequestWire, Sampling, Usage
 
 from .base import Reply
 
@@ -26,7 +26,7 @@ MAX_STOPS = 16
 MAX_CHOICES = 16
 MAX_FALLBACKS = 8
 
-_GATEWAY_FIELDS = ("fallbacks", "cache")
+_GATEWAY_FIELDS = ("fallbacks", "cache", "strict")
 """Fields that are ours: they never go upstream."""
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -95,6 +95,12 @@ class Asked(Struct, frozen=True, kw_only=True):
     fallbacks: list[str] | None = None
     cache: bool | dict[str, Any] | None = None
     """LiteLLM's clients may send an object here; only `true` turns the cache on."""
+    strict: bool | None = None
+    """Ours: refuse rather than leave out what the target cannot do."""
+    top_k: int | None = None
+    """Not OpenAI's; many hosts and all local engines take it."""
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
 
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -178,7 +184,13 @@ def sampling(asked: Asked, max_tokens: int | None, logprobs: bool, top: int | No
         n=1 if asked.n is None else asked.n,
         logprobs=logprobs,
         top_logprobs=top,
+        top_k=asked.top_k,
     )
+
+
+def reasoning(asked: Asked) -> Reasoning | None:
+    """How much the model is to think, if the client says so."""
+    return None if asked.reasoning_effort is None else Reasoning(asked.reasoning_effort)
 
 
 def stops(value: str | list[str] | None) -> tuple[str, ...]:

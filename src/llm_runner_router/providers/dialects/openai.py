@@ -15,32 +15,70 @@ import msgspec
 from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadResponse, RunnerError, UpstreamError
-from llm_runner_router.types import Delta, Embeddings, Finish, ToolCallDelta, Usage, Wire
-
-from .openai_errors import parse_error, parse_event_error
-from .openai_request import (
-    CHAT,
-    COMPLETIONS,
-    PLAIN,
-    Quirks,
-    WireRequest,
-    build_embed,
-    build_request,
+from llm_runner_router.types import (
+    Delta,
+    Embeddings,
+    EmbedRequest,
+    Finish,
+    Request,
+    ToolCallDelta,
+    Usage,
+    Wire,
 )
 
-__all__ = [
-    "CHAT",
-    "COMPLETIONS",
-    "PLAIN",
-    "Quirks",
-    "WireRequest",
-    "build_embed",
-    "build_request",
-    "parse_body",
-    "parse_embed",
-    "parse_error",
-    "parse_event",
-]
+from .base import Dialect, Header, Quirks, Receipt, WireRequest
+from .openai_errors import parse_error, parse_event_error
+from .openai_request import CHAT, COMPLETIONS, build_embed, build_request
+
+__all__ = ["CHAT", "COMPLETIONS", "OpenAI", "OpenAIEvents"]
+
+
+class OpenAI(Dialect):
+    """See `Dialect`; chat completions and completions."""
+
+    name = "openai"
+
+    def build(self, request: Request, model: str, quirks: Quirks, receipt: Receipt) -> WireRequest:
+        """See `build_request`."""
+        return build_request(request, model, quirks, receipt)
+
+    def events(self, wire: WireRequest) -> OpenAIEvents:
+        """See `Dialect`."""
+        return OpenAIEvents(wire.dialect)
+
+    def parse_body(self, body: bytes, wire: WireRequest) -> tuple[Delta, ...]:
+        """See `parse_body`."""
+        return parse_body(body, wire.dialect)
+
+    def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
+        """See `openai_errors.parse_error`."""
+        return parse_error(status, header, body, now=now)
+
+    def build_embed(self, request: EmbedRequest, model: str) -> WireRequest:
+        """See `build_embed`."""
+        return build_embed(request, model)
+
+    def parse_embed(self, body: bytes, count: int) -> Embeddings:
+        """See `parse_embed`."""
+        return parse_embed(body, count)
+
+
+class OpenAIEvents:
+    """See `Events`; `[DONE]` ends a stream."""
+
+    __slots__ = ("_dialect", "done")
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self.done = False
+
+    def feed(self, payload: bytes) -> tuple[Delta, ...]:
+        """The deltas of one event."""
+        if payload == b"[DONE]" or payload.strip() == b"[DONE]":
+            self.done = True
+            return ()
+        return parse_event(payload, self._dialect)
+
 
 _FINISH: dict[str, Finish] = {
     "stop": "stop",

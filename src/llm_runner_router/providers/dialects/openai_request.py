@@ -6,17 +6,29 @@ between hosts (`Quirks`). Does not know: URLs, keys, answers.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from llm_runner_router.types import EmbedRequest, Message, Part, Request, Sampling, TextPart
+from llm_runner_router.types import (
+    EmbedRequest,
+    Message,
+    Part,
+    Reasoning,
+    RedactedPart,
+    Request,
+    Sampling,
+    TextPart,
+    ThinkingPart,
+)
+
+from .base import PLAIN, Quirks, Receipt, WireRequest
 
 CHAT = "openai_chat"
 COMPLETIONS = "openai_completions"
 
-_OURS = ("fallbacks", "cache")
+_OURS = ("fallbacks", "cache", "strict")
 """Fields that mean something to this gateway and nothing to an upstream."""
 _USAGE = Raw(b'{"include_usage":true}')
 _TRUE = Raw(b"true")
@@ -25,28 +37,9 @@ _MAX_FIELDS = ("max_tokens", "max_completion_tokens")
 _encode = msgspec.json.Encoder().encode
 
 
-class WireRequest(Struct, frozen=True):
-    """Where a request goes, below the base URL, and its body."""
-
-    path: str
-    body: bytes
-
-
-class Quirks(Struct, frozen=True):
-    """How a host differs from OpenAI's reference."""
-
-    max_tokens: Literal["max_tokens", "max_completion_tokens"] | None = None
-    """The only name it takes for the limit; None: it takes the one the client used."""
-    stream_options: bool = True
-    """It knows `stream_options.include_usage`; without it accounts of streams are estimates."""
-    drop: tuple[str, ...] = ()
-    """Fields it answers with an error."""
-
-
-PLAIN = Quirks()
-
-
-def build_request(request: Request, model: str, quirks: Quirks = PLAIN) -> WireRequest:
+def build_request(
+    request: Request, model: str, quirks: Quirks = PLAIN, receipt: Receipt | None = None
+) -> WireRequest:
     """The request for a host of this dialect.
 
     A client's request of the same dialect is spliced: its fields go out as they came, only `model`
@@ -62,17 +55,24 @@ def build_request(request: Request, model: str, quirks: Quirks = PLAIN) -> WireR
     if wire is not None and wire.dialect == dialect:
         fields = dict(wire.fields)
     else:
-        fields = _chat(request) if dialect == CHAT else _completion(request)
+        receipt = receipt or Receipt()
+        fields = _chat(request, receipt) if dialect == CHAT else _completion(request)
         if wire is None:  # extras of another dialect mean something else here, if anything
             fields = {**request.extra, **fields}
+        if request.sampling.top_k is not None:
+            if quirks.top_k:
+                fields["top_k"] = request.sampling.top_k
+            else:
+                receipt.dropped("top_k", "OpenAI's dialect has none")
     fields["model"] = model
     _stream(fields, request.stream, quirks)
     _limit_name(fields, quirks)
     for name in _OURS:
         fields.pop(name, None)
     for name in quirks.drop:
-        fields.pop(name, None)
-    return WireRequest(path, _encode(fields))
+        if fields.pop(name, None) is not None and receipt is not None:
+            receipt.dropped(name, "this host refuses it")
+    return WireRequest(path, _encode(fields), dialect)
 
 
 def build_embed(request: EmbedRequest, model: str) -> WireRequest:
@@ -145,8 +145,9 @@ def _completion(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _chat(request: Request) -> dict[str, Any]:
-    fields: dict[str, Any] = {"messages": [_message(m) for m in request.messages]}
+def _chat(request: Request, receipt: Receipt) -> dict[str, Any]:
+    messages = [_message(m, f"messages[{i}]", receipt) for i, m in enumerate(request.messages)]
+    fields: dict[str, Any] = {"messages": messages}
     fields.update(_sampling(request.sampling))
     if request.sampling.logprobs:
         fields["logprobs"] = True
@@ -168,7 +169,25 @@ def _chat(request: Request) -> dict[str, Any]:
         fields["response_format"] = _format(request)
     if request.user is not None:
         fields["user"] = request.user
+    if request.service_tier is not None:
+        fields["service_tier"] = request.service_tier
+    if request.reasoning is not None:
+        _reasoning(request.reasoning, fields, receipt)
     return fields
+
+
+_BUDGETS = ((0, "none"), (1024, "minimal"), (4096, "low"), (16384, "medium"))
+"""Up to so many tokens of thought are that effort; more are `high`."""
+
+
+def _reasoning(wanted: Reasoning, fields: dict[str, Any], receipt: Receipt) -> None:
+    effort = wanted.effort
+    if effort is None and wanted.budget is not None:
+        budget = wanted.budget
+        effort = next((name for most, name in _BUDGETS if budget <= most), "high")
+        receipt.translated("reasoning.budget", f"{budget} tokens are `{effort}`")
+    if effort is not None:
+        fields["reasoning_effort"] = effort
 
 
 def _given(value: Struct, names: tuple[str, ...]) -> dict[str, Any]:
@@ -176,8 +195,9 @@ def _given(value: Struct, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in found if value is not None}
 
 
-def _message(message: Message) -> dict[str, Any]:
-    fields: dict[str, Any] = {"role": message.role, "content": _content(message.content)}
+def _message(message: Message, path: str, receipt: Receipt) -> dict[str, Any]:
+    content = _content(message.content, path, receipt)
+    fields: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:
         fields["name"] = message.name
     if message.tool_calls:
@@ -191,14 +211,31 @@ def _message(message: Message) -> dict[str, Any]:
         ]
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
+    if message.is_error:
+        receipt.dropped(f"{path}.is_error", "a tool's answer has no such mark; its text says so")
     return fields
 
 
-def _content(content: str | tuple[Part, ...] | None) -> str | tuple[Part, ...] | None:
+def _content(
+    content: str | tuple[Part, ...] | None, path: str, receipt: Receipt
+) -> str | tuple[Part, ...] | None:
+    if not isinstance(content, tuple):
+        return content
+    parts = []
+    for i, part in enumerate(content):
+        if isinstance(part, ThinkingPart | RedactedPart):
+            receipt.dropped(f"{path}.content[{i}]", "thoughts of another provider's are not shown")
+            continue
+        if getattr(part, "cache_control", None) is not None:
+            receipt.dropped(f"{path}.content[{i}].cache_control", "prompts are cached unasked")
+            part = msgspec.structs.replace(part, cache_control=None)
+        parts.append(part)
+    if not parts:
+        return None if content else ()
     # A lone text part as a plain string: many servers' chat templates know nothing else.
-    if isinstance(content, tuple) and len(content) == 1 and isinstance(content[0], TextPart):
-        return content[0].text
-    return content
+    if len(parts) == 1 and isinstance(parts[0], TextPart):
+        return parts[0].text
+    return tuple(parts)
 
 
 def _tool_choice(choice: str) -> Any:

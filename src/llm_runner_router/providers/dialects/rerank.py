@@ -15,8 +15,8 @@ from msgspec import Struct
 from llm_runner_router.errors import BadResponse
 from llm_runner_router.types import Ranked, Ranking, RerankRequest, Usage
 
+from .base import WireRequest
 from .openai_errors import parse_event_error
-from .openai_request import WireRequest
 
 
 def build(request: RerankRequest, model: str) -> WireRequest:

@@ -1,0 +1,184 @@
+"""What a dialect is: how to ask an upstream of some kind, and how to read what it answers. Pure.
+
+Knows: the contract, and how it is noted what became of a request's parameters. Does not know: any
+dialect, sockets, keys.
+
+A request of the same dialect as the upstream's goes out as it came (`RequestWire`), and its answer
+comes back as it is (`Wire`). Everything else is written from the parsed form; what the upstream
+cannot do is noted in a `Receipt`, never left out in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal, Protocol
+
+from msgspec import Struct
+
+from llm_runner_router.errors import RunnerError, Unsupported
+from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Mark, Request
+
+Header = Callable[[str], str | None]
+"""Looks up a response header, whatever its case."""
+
+MAX_TOKENS = 4096
+"""The limit on an answer for upstreams that want one, where the model's own is not known."""
+
+
+class Quirks(Struct, frozen=True):
+    """How a host differs from the reference of its dialect."""
+
+    max_tokens: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """OpenAI: the only name it takes for the limit; None: it takes the one the client used."""
+    stream_options: bool = True
+    """OpenAI: it knows `stream_options.include_usage`; without it accounts of streams are
+    estimates."""
+    drop: tuple[str, ...] = ()
+    """Fields it answers with an error."""
+    top_k: bool = False
+    """OpenAI: it takes `top_k`, which is not in the reference."""
+    max_output: int = 0
+    """Tokens that the model can write at most, 0 = unknown."""
+
+
+PLAIN = Quirks()
+
+
+class WireRequest(Struct, frozen=True):
+    """A request, ready to be sent."""
+
+    path: str
+    """Below the base URL."""
+    body: bytes
+    dialect: str = ""
+    """The dialect of the answer, as `Wire.dialect` names it."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Beyond those of the account."""
+
+
+class Receipt:
+    """Notes what became of the parameters of one request; those not noted were honoured."""
+
+    __slots__ = ("marks",)
+
+    def __init__(self) -> None:
+        self.marks: dict[str, Mark] = {}
+        """By path, as the error of a bad request would name the parameter."""
+
+    def translated(self, param: str, how: str) -> None:
+        """It is said in another way that may not mean quite the same."""
+        self.marks[param] = Mark("translated", how)
+
+    def emulated(self, param: str, how: str) -> None:
+        """The upstream does not have it; something that it has does nearly the same."""
+        self.marks[param] = Mark("emulated", how)
+
+    def dropped(self, param: str, why: str) -> None:
+        """The upstream does not have it, and it was left out."""
+        self.marks[param] = Mark("dropped", why)
+
+    def check(self, request: Request) -> None:
+        """Hold a strict request to its word.
+
+        Raises:
+            Unsupported: something was dropped; names the parameters.
+        """
+        if not request.strict:
+            return
+        lost = {name: mark for name, mark in self.marks.items() if mark.fate == "dropped"}
+        if lost:
+            first = next(iter(lost))
+            told = "; ".join(f"`{name}`: {mark.how}" for name, mark in list(lost.items())[:8])
+            raise Unsupported(
+                f"the target would leave out what was asked for ({told})",
+                param=first,
+                hint="leave it out yourself, or ask without `strict`",
+            )
+
+
+class Events(Protocol):
+    """Reads the payloads of one answer's stream, in order."""
+
+    done: bool
+    """The upstream said that the stream is over; nothing after it counts."""
+
+    def feed(self, payload: bytes) -> tuple[Delta, ...]:
+        """The deltas of one payload. A payload that raises has changed nothing.
+
+        Raises:
+            BadResponse: not what the dialect allows; may be skipped.
+            RunnerError: it is an error.
+        """
+        ...
+
+
+class Framing(Protocol):
+    """Cuts the bytes of a stream into payloads."""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The payloads that `chunk` completes, in order.
+
+        Raises:
+            BadResponse: the bytes are no such stream, or a payload is too long.
+        """
+        ...
+
+    def end(self) -> list[bytes]:
+        """What is left when the bytes are over."""
+        ...
+
+
+class Dialect:
+    """How one kind of upstream is talked to. Without state: one object serves all targets."""
+
+    name: ClassVar[str]
+    """As `dialect` in `hosts.toml` names it."""
+    accept: ClassVar[str] = "text/event-stream"
+    """The media type of a stream."""
+
+    def build(self, request: Request, model: str, quirks: Quirks, receipt: Receipt) -> WireRequest:
+        """`request` for an upstream that calls the model `model`.
+
+        Raises:
+            Unsupported: it cannot be asked at all there; `param` says what is in the way.
+        """
+        raise NotImplementedError
+
+    def events(self, wire: WireRequest) -> Events:
+        """A reader for the stream that answers `wire`."""
+        raise NotImplementedError
+
+    def framing(self) -> Framing:
+        """What cuts a stream of this dialect into payloads: server-sent events."""
+        from llm_runner_router.providers.sse import SSEParser
+
+        return SSEParser()
+
+    def parse_body(self, body: bytes, wire: WireRequest) -> tuple[Delta, ...]:
+        """The deltas of a whole answer, one or more per choice; the first carries it as `Wire`.
+
+        Raises:
+            BadResponse: not an answer.
+            RunnerError: an error although the status said otherwise.
+        """
+        raise NotImplementedError
+
+    def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
+        """The error that a response of `status` (not 200) means; `now`: seconds since 1970."""
+        raise NotImplementedError
+
+    def build_embed(self, request: EmbedRequest, model: str) -> WireRequest:
+        """A request for embeddings.
+
+        Raises:
+            Unsupported: this dialect has none.
+        """
+        raise Unsupported(f"hosts of the dialect `{self.name}` give no embeddings", param="model")
+
+    def parse_embed(self, body: bytes, count: int) -> Embeddings:
+        """The vectors of `count` inputs.
+
+        Raises:
+            BadResponse: not that.
+        """
+        raise NotImplementedError
