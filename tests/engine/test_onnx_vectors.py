@@ -92,6 +92,17 @@ def test_vectors_are_those_of_transformers(local: Locally, tmp_path: Path) -> No
         local.ask(model_at(folder), Request(model="m", prompt="the"))
 
 
+def test_a_model_of_vectors_is_loaded_once(local: Locally, tmp_path: Path) -> None:
+    """Whoever loads it before it is asked loads it for what it does."""
+    _, folder = made(tmp_path, "bert")
+    model = model_at(folder, name="once")
+    local.run(local.residency.load(model))
+    local.embed(model, *TEXTS)
+    with pytest.raises(Unsupported, match="does not write"):
+        local.ask(model, Request(model="m", prompt="the"))
+    assert len([row for row in local.residency.status() if row.name == "once"]) == 1
+
+
 @pytest.mark.parametrize(
     "pooling", ["pooling_mode_cls_token", "pooling_mode_lasttoken", "pooling_mode_max_tokens"]
 )

@@ -136,13 +136,14 @@ def test_many_documents_are_scored_in_parts(local: Locally) -> None:
 
 
 def test_texts_of_like_length_are_scored_together() -> None:
-    parts = batches([5, 9000, 3, 100] + [7] * 70)
+    parts = batches([5, 9000, 3, 100] + [7] * 70, MOST)
     assert sorted(i for part in parts for i in part) == list(range(74))
     assert max(len(part) for part in parts) == BATCH
     assert parts[-1] == [1], "a long one alone"
     assert parts[0][:2] == [2, 0]
-    assert all(len(part) * 200 <= MOST for part in batches([200] * 100))
-    assert batches([]) == []
+    assert all(len(part) * 200 <= MOST for part in batches([200] * 100, MOST))
+    assert all(len(part) * 200 <= 1000 for part in batches([200] * 100, 1000))
+    assert batches([], MOST) == []
 
 
 def test_what_does_not_rerank_says_so(local: Locally) -> None:

@@ -137,7 +137,7 @@ class Lease:
 
 def purpose_of(model: LocalModel) -> Purpose:
     """What a model is loaded for before anybody asked for something of it."""
-    return "rerank" if model.info.task == "rerank" else "chat"
+    return "chat" if model.info.task == "generate" else model.info.task
 
 
 def key(name: str, purpose: Purpose) -> str:

@@ -25,7 +25,7 @@ NAME = "onnx"
 EXTRA: str | None = "onnx"
 NEEDS: tuple[str, ...] = ("onnxruntime",)
 RUNNER = f"{RUNNERS}.onnx"
-FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank"}
+FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank", "one_process"}
 FORMAT = "onnx"
 PROCESS = 110 * 1024 * 1024
 """Bytes of an empty runner: interpreter, numpy, tokenizers, the library."""

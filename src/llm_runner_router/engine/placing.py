@@ -37,7 +37,9 @@ def is_fast(known: Known) -> bool:
 def _place(
     model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, budget: int
 ) -> Placement:
-    slots, context, embed = settings.slots, settings.context, purpose != "chat"
+    slots, context = settings.slots, settings.context
+    # One process may serve every purpose; a model that does not write keeps no cache in any.
+    embed = purpose != "chat" or model.info.task != "generate"
     if engine.RUNNER != llamacpp.RUNNER:
         return engine.place(model.info, slots=slots, context=context, budget=budget, embed=embed)
     drafts = model.draft is not None and settings.speculate in ("auto", "draft") and not embed

@@ -32,8 +32,9 @@ from .turns import Pool, Turns
 
 BATCH = 32
 """Texts embedded or scored in one turn."""
-MOST = 8192
-"""Tokens scored in one turn, padding counted, unless one document alone has more."""
+LEAST, MOST = 512, 8192
+"""Tokens computed in one turn, padding counted, unless one text alone has more: as many as the
+context, for which there is memory (`fit.work_bytes`), and never fewer or more than these."""
 
 
 class EmbedBody(Struct):
@@ -82,6 +83,7 @@ class Api:
         self._grammars = Grammars(loaded.vocabulary)
         self._turns = Turns()
         self._pool = Pool(loaded, order.slots, self._turns)
+        self._most = max(LEAST, min(MOST, order.context))
 
     def close(self) -> None:
         """End what was started."""
@@ -115,7 +117,7 @@ class Api:
         prompt = await asyncio.to_thread(
             self._template.render, asked.messages, asked.tools, asked.variables
         )
-        tokens = self._loaded.vocabulary.encode(prompt, begin=False)
+        tokens = await asyncio.to_thread(self._loaded.vocabulary.encode, prompt, begin=False)
         thinks = THINK in self._template.source
         reader = Reader(
             calls=bool(asked.tools),
@@ -134,7 +136,7 @@ class Api:
         asked = asking.read(request.body, chat=False, tagged=False)
         tokens = asked.prompt
         if isinstance(tokens, str):
-            tokens = self._loaded.vocabulary.encode(tokens, begin=True)
+            tokens = await asyncio.to_thread(self._loaded.vocabulary.encode, tokens, begin=True)
         if not tokens:
             raise Refusal("the prompt has no tokens", param="prompt")
         self._check(tokens, "prompt")
@@ -196,11 +198,12 @@ class Api:
 
     async def _embed(self, request: Request, reply: Reply) -> None:
         body = _decoded(request.body, EmbedBody)
-        texts = [self._tokens(text, i) for i, text in enumerate(_inputs(body.input))]
-        rows: list[Any] = []
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
-            rows += list(await self._turns.run(partial(self._loaded.embed, part)))
+        texts = await asyncio.to_thread(self._texts, body.input)
+        rows: list[Any] = [None] * len(texts)
+        for part in batches([len(text) for text in texts], self._most):
+            work = partial(self._loaded.embed, [texts[i] for i in part])
+            for i, row in zip(part, await self._turns.run(work), strict=True):
+                rows[i] = row
         coded = body.encoding_format == "base64"
         data = [
             {
@@ -217,6 +220,9 @@ class Api:
         count = sum(len(text) for text in texts)
         usage = {"prompt_tokens": count, "total_tokens": count}
         reply.json({"object": "list", "data": data, "model": self._order.name, "usage": usage})
+
+    def _texts(self, given: Any) -> list[list[int]]:
+        return [self._tokens(text, i) for i, text in enumerate(_inputs(given))]
 
     def _tokens(self, text: str | list[int], index: int) -> list[int]:
         if isinstance(text, str):
@@ -246,7 +252,7 @@ class Api:
         texts = [d if isinstance(d, str) else str(d.get("text", "")) for d in body.documents]
         pairs = await asyncio.to_thread(self._pairs, body.query, texts)
         scores = [0.0] * len(pairs)
-        for part in batches([len(pair.tokens) for pair in pairs]):
+        for part in batches([len(pair.tokens) for pair in pairs], self._most):
             work = partial(self._loaded.score, [pairs[i] for i in part])
             for i, score in zip(part, await self._turns.run(work), strict=True):
                 scores[i] = score
@@ -291,15 +297,19 @@ class Api:
         reply.json({"content": b"".join(pieces).decode("utf-8", "replace")})
 
 
-def batches(lengths: list[int]) -> list[list[int]]:
+def batches(lengths: list[int], most: int) -> list[list[int]]:
     """Which sequences are computed together, by their numbers of tokens.
 
     Those of like length are, so that little of a batch is padding.
+
+    Args:
+        lengths: tokens of each.
+        most: tokens of a batch, padding counted, unless it is of one sequence.
     """
     parts: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         last = parts[-1] if parts else []
-        if not last or len(last) == BATCH or (len(last) + 1) * lengths[i] > MOST:
+        if not last or len(last) == BATCH or (len(last) + 1) * lengths[i] > most:
             parts.append([i])
         else:
             last.append(i)
