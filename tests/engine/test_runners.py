@@ -11,8 +11,6 @@ import shutil
 import signal
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,12 +19,10 @@ import msgspec
 import psutil
 import pytest
 
-from llm_runner_router.config import Engine, ModelGroup, Secret
-from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.config import Engine, ModelGroup
+from llm_runner_router.deltas import collect
 from llm_runner_router.engine import residency as residency_module
 from llm_runner_router.engine.devices import Machine
-from llm_runner_router.engine.live import Endpoint
-from llm_runner_router.engine.local import LocalTarget
 from llm_runner_router.engine.residency import Residency
 from llm_runner_router.engine.worker import Report, Worker
 from llm_runner_router.errors import (
@@ -39,73 +35,13 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.models.resolve import ZOO, resolve
 from llm_runner_router.providers.http import HttpClient
-from llm_runner_router.providers.remote import RemoteTarget
 from llm_runner_router.refs import parse
-from llm_runner_router.types import Call, Message, Request, Sampling
+from llm_runner_router.types import Call
 
 from .endless import endless, go_on
+from .locally import CALL, Engines, chat, engines, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
-
-CALL = Call(id="test", started=0.0)
-
-
-def ask(prompt: str = "What is 12 + 30?", **sampling: object) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(
-        model="any",
-        messages=(Message("user", prompt),),
-        sampling=Sampling(**settings),  # type: ignore[arg-type]  # fields by name
-    )
-
-
-class Engines:
-    """A residency and targets on it."""
-
-    def __init__(self, residency: Residency, client: HttpClient) -> None:
-        self.residency = residency
-        self._client = client
-
-    def target(self, model: LocalModel) -> LocalTarget:
-        def connect(endpoint: Endpoint) -> RemoteTarget:
-            return RemoteTarget(
-                name=model.name,
-                base_url=endpoint.base_url,
-                api_key=Secret(endpoint.api_key),
-                model=endpoint.model,
-                client=self._client,
-                local=True,
-            )
-
-        return LocalTarget(model.name, model, self.residency, connect)
-
-    async def gone(self, pid: int) -> None:
-        """Wait until the process is no longer among the runners."""
-        await until(lambda: pid not in [row.pid for row in self.residency.status()])
-
-    async def answer(self, model: LocalModel, request: Request, call: Call = CALL) -> Answer:
-        async with self.target(model).open(request, call) as deltas:
-            return await collect(deltas)
-
-    def pid(self, model: LocalModel) -> int:
-        (found,) = [row.pid for row in self.residency.status() if row.name == model.name]
-        assert found is not None
-        return found
-
-
-async def until(what: Callable[[], object]) -> None:
-    """Wait for something that other processes do; the test's own deadline bounds it."""
-    while True:
-        if what():
-            return
-        await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def engines(**settings: object) -> AsyncIterator[Engines]:
-    chosen = Engine(**{"spare": False, **settings})  # type: ignore[arg-type]  # fields by name
-    async with HttpClient() as client, Residency(chosen) as residency:
-        yield Engines(residency, client)
 
 
 @pytest.fixture
@@ -120,7 +56,7 @@ def text() -> LocalModel:
 
 async def test_a_model_answers_and_the_status_tells_of_it(math: LocalModel) -> None:
     async with engines() as e:
-        answer = await e.answer(math, ask())
+        answer = await e.answer(math, chat())
         assert answer.text
         assert answer.usage is not None
         assert answer.usage.completion_tokens > 0
@@ -143,7 +79,7 @@ async def test_a_model_answers_and_the_status_tells_of_it(math: LocalModel) -> N
 
 async def test_racing_requests_load_once(math: LocalModel) -> None:
     async with engines(max_queue=32) as e:
-        answers = await asyncio.gather(*(e.answer(math, ask()) for _ in range(20)))
+        answers = await asyncio.gather(*(e.answer(math, chat()) for _ in range(20)))
         assert len({answer.text for answer in answers}) == 1
         (row,) = e.residency.status()
         assert row.served == 20
@@ -164,7 +100,7 @@ async def test_a_spare_that_died_fails_nobody(
     monkeypatch.setattr(Worker, "load", deadly)
     async with engines(spare=True, wait_policy="passive") as e:
         await until(lambda: e.residency.spare_pid is not None)
-        assert (await e.answer(math, ask())).text
+        assert (await e.answer(math, chat())).text
         (row,) = e.residency.status()
         assert (row.from_spare, row.failures) == (False, 0)
     assert len(loads) == 2
@@ -173,10 +109,10 @@ async def test_a_spare_that_died_fails_nobody(
 async def test_only_whole_answers_count_as_served(math: LocalModel) -> None:
     async with engines() as e:
         await e.residency.load(math)
-        async with e.target(math).open(ask(), CALL) as deltas:
+        async with e.target(math).open(chat(), CALL) as deltas:
             await anext(deltas)
         assert [row.served for row in e.residency.status()] == [0]
-        await e.answer(math, ask())
+        await e.answer(math, chat())
         assert [row.served for row in e.residency.status()] == [1]
 
 
@@ -213,24 +149,24 @@ async def test_the_budget_makes_the_idle_one_go(math: LocalModel, text: LocalMod
         await e.residency.load(math)
         need = e.residency.status()[0].reserved
     async with engines(memory=need + need // 2) as e:
-        await e.answer(math, ask())
+        await e.answer(math, chat())
         first = e.pid(math)
-        await e.answer(text, ask())
+        await e.answer(text, chat())
         assert [row.name for row in e.residency.status()] == ["zoo:tiny-text"]
         assert not psutil.pid_exists(first)
-        await e.answer(math, ask())
+        await e.answer(math, chat())
         assert [row.name for row in e.residency.status()] == ["zoo:tiny-math"]
     async with engines(memory=need // 2, slots=1) as e:
         with pytest.raises(LoadFailed, match="the budget is") as caught:
-            await e.answer(math, ask())
+            await e.answer(math, chat())
         assert "engine.memory" in (caught.value.hint or "")
         assert caught.value.target == "zoo:tiny-math"
 
 
 async def test_models_of_a_group_exclude_each_other(math: LocalModel, text: LocalModel) -> None:
     async with engines(groups={"one": ModelGroup(("tiny-math", "zoo:tiny-text"))}) as e:
-        await e.answer(math, ask())
-        await e.answer(text, ask())
+        await e.answer(math, chat())
+        await e.answer(text, chat())
         (row,) = e.residency.status()
         assert row.name == "zoo:tiny-text"
         assert "zoo:tiny-math" in row.made_room[0]
@@ -238,10 +174,10 @@ async def test_models_of_a_group_exclude_each_other(math: LocalModel, text: Loca
 
 async def test_a_full_queue_says_when_to_come_back(math: LocalModel) -> None:
     async with engines(slots=1, max_queue=1) as e, e.residency.lease(math, "chat"):
-        waiting = asyncio.create_task(e.answer(math, ask()))
+        waiting = asyncio.create_task(e.answer(math, chat()))
         await until(lambda: any(row.queued for row in e.residency.status()))
         with pytest.raises(Overloaded) as caught:
-            await e.answer(math, ask())
+            await e.answer(math, chat())
         assert caught.value.retry_after is not None
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -251,7 +187,7 @@ async def test_waiting_ends_with_the_deadline(math: LocalModel) -> None:
     async with engines(slots=1) as e, e.residency.lease(math, "chat"):
         late = Call(id="late", started=0.0, deadline=asyncio.get_running_loop().time() + 0.05)
         with pytest.raises(DeadlineExceeded):
-            await e.answer(math, ask(), late)
+            await e.answer(math, chat(), late)
         assert not any(row.queued for row in e.residency.status())
 
 
@@ -298,7 +234,7 @@ async def test_a_crash_before_the_first_delta_is_repeated_unseen(math: LocalMode
         await e.residency.load(math)
         old = e.pid(math)
         os.kill(old, signal.SIGSTOP)  # it takes the connection and never answers
-        asking = asyncio.create_task(e.answer(math, ask()))
+        asking = asyncio.create_task(e.answer(math, chat()))
         await until(lambda: any(row.active for row in e.residency.status()))
         await asyncio.sleep(0.05)
         os.kill(old, signal.SIGKILL)
@@ -329,7 +265,7 @@ async def test_a_failed_load_carries_the_engines_reason(math: LocalModel, tmp_pa
     path.write_bytes(content.replace(old, struct.pack("<Q", 5) + b"lemma", 1))
     async with engines() as e:
         with pytest.raises(LoadFailed, match="unknown model architecture: 'lemma'") as caught:
-            await e.answer(resolve(parse(f"file:{path}")), ask())
+            await e.answer(resolve(parse(f"file:{path}")), chat())
         assert caught.value.hint
         assert str(path) in caught.value.message
 
@@ -341,7 +277,7 @@ async def test_a_file_that_vanished_after_it_was_read(math: LocalModel, tmp_path
     path.unlink()
     async with engines() as e:
         with pytest.raises(LoadFailed, match=r"No such file|failed to open"):
-            await e.answer(model, ask())
+            await e.answer(model, chat())
 
 
 async def test_stopping_by_name(math: LocalModel) -> None:
@@ -352,7 +288,7 @@ async def test_stopping_by_name(math: LocalModel) -> None:
         assert await e.residency.stop("zoo:tiny-math")
         assert not psutil.pid_exists(pid)
         assert e.residency.status() == ()
-        await e.answer(math, ask())
+        await e.answer(math, chat())
 
 
 async def test_a_pinned_model_says_so(math: LocalModel) -> None:
