@@ -24,7 +24,7 @@ from llm_runner_router.tokens.vocab import Vocab, read_vocab
 from llm_runner_router.types import Request
 
 from .endless import endless
-from .test_runners import Engines, ask, engines, until
+from .locally import Engines, chat, engines, until
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def model() -> LocalModel:
 
 
 def going_on(text: str, tokens: int = 60) -> Request:
-    request = ask(text, max_tokens=tokens)
+    request = chat(text, max_tokens=tokens)
     return msgspec.structs.replace(request, extra={"ignore_eos": Raw(b"true")})
 
 
@@ -77,7 +77,7 @@ async def test_a_draft_with_other_tokens_is_refused(model: LocalModel, tmp_path:
     wrong = msgspec.structs.replace(model, draft=resolve(parse(f"file:{path}")))
     async with engines() as e:  # `auto`: it would not be loaded yet, and is refused all the same
         with pytest.raises(LoadFailed, match=r"cannot guess for `zoo:tiny-general`: token 300 is"):
-            await e.answer(wrong, ask())
+            await e.answer(wrong, chat())
 
 
 async def test_a_draft_of_another_format_is_refused(model: LocalModel) -> None:

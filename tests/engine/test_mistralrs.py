@@ -6,38 +6,39 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import pytest
 from msgspec import Raw
 
-from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.deltas import collect
 from llm_runner_router.engine import mistralrs
-from llm_runner_router.engine.devices import Machine
 from llm_runner_router.errors import BadRequest, ContextTooLong, LoadFailed, Unsupported
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.models.resolve import ZOO
-from llm_runner_router.types import Message, Request, ResponseFormat, Sampling, Tool
+from llm_runner_router.types import Request, Sampling, Tool
 
-from .locally import CALL, HUB, Locally, model_at
+from .locally import (
+    CALL,
+    HUB,
+    MACHINE,
+    PROMPTS,
+    Locally,
+    chat,
+    model_at,
+    said_by_transformers,
+    told,
+    written,
+)
 
 pytest.importorskip("mistralrs", reason="the extra `mistralrs` is not installed")
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("mistralrs")]
 
 SOURCE = HUB / "tiny-general"
-MACHINE = Machine(physical=2, allowed=2, quota=None, memory=1 << 34, available=1 << 34)
-PROMPTS = [
-    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
-    "<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n",
-    "The year has",
-]
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +55,14 @@ def model() -> LocalModel:
 
 @pytest.fixture(scope="module")
 def reference() -> list[dict[str, Any]]:
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.engine.reference", str(SOURCE)],
-        input=json.dumps(PROMPTS),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=200,
-    ).stdout
-    found: list[dict[str, Any]] = json.loads(output)
-    return found
-
-
-def asked(prompt: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", prompt=prompt, sampling=Sampling(**settings))
-
-
-def chat(text: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", messages=(Message("user", text),), sampling=Sampling(**settings))
-
-
-def told(answer: Answer) -> list[dict[str, Any]]:
-    parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
-    return [one for part in parts for one in part["content"]]
+    return said_by_transformers(SOURCE)
 
 
 def test_greedy_answers_are_those_of_transformers(
     local: Locally, model: LocalModel, reference: list[dict[str, Any]]
 ) -> None:
     for prompt, expected in zip(PROMPTS, reference, strict=True):
-        answer = local.ask(model, asked(prompt, logprobs=True, top_logprobs=3))
+        answer = local.ask(model, written(prompt, logprobs=True, top_logprobs=3))
         assert answer.text == expected["text"]
         ends = expected["tokens"][-1] == 2
         assert answer.choices[0].finish == ("stop" if ends else "length")
@@ -129,7 +106,7 @@ def test_a_configuration_of_newer_transformers(
     theta = config.pop("rope_theta")
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     (folder / "config.json").write_text(json.dumps(config))
-    answer = local.ask(model_at(folder, engine="mistralrs"), asked(PROMPTS[1]))
+    answer = local.ask(model_at(folder, engine="mistralrs"), written(PROMPTS[1]))
     assert answer.text == reference[1]["text"]
 
 
@@ -137,50 +114,12 @@ def test_weights_are_quantised_while_loading(
     local: Locally, model: LocalModel, reference: list[dict[str, Any]]
 ) -> None:
     small = msgspec.structs.replace(model, name="small", options={"isq": "q8_0"})
-    answer = local.ask(small, asked(PROMPTS[0], logprobs=True, max_tokens=1))
+    answer = local.ask(small, written(PROMPTS[0], logprobs=True, max_tokens=1))
     first = reference[0]["tokens"][0]
     expected = reference[0]["logprobs"][first]
     found = told(answer)[0]["logprob"]
     assert found != expected
     assert found == pytest.approx(expected, abs=0.2)
-
-
-def test_stop_sequences_and_limits(local: Locally, model: LocalModel) -> None:
-    whole = local.ask(model, chat("Tell me about the sea.")).text
-    stop = whole[5:9]
-    cut = local.ask(model, chat("Tell me about the sea.", stop=(stop,)))
-    assert cut.text == whole[: whole.index(stop)]
-    assert cut.choices[0].finish == "stop"
-    short = local.ask(model, chat("Tell me about the sea.", max_tokens=3))
-    assert short.choices[0].finish == "length"
-    assert short.usage is not None
-    assert short.usage.completion_tokens == 3
-
-
-def test_a_schema_holds_the_answer(local: Locally, model: LocalModel) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Paris", "Rome"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    form = ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), "x")
-    request = chat("Where is it?", temperature=2.0)
-    answer = local.ask(model, msgspec.structs.replace(request, response_format=form))
-    jsonschema.validate(msgspec.json.decode(answer.text), schema)
-
-
-def test_a_forced_call(local: Locally, model: LocalModel) -> None:
-    parameters = Raw(b'{"type":"object","properties":{"city":{"enum":["Paris","Rome"]}},'
-                     b'"required":["city"],"additionalProperties":false}')  # fmt: skip
-    tools = (Tool("get_weather", "Tells the weather", parameters),)
-    request = chat("What is the weather in Rome?", max_tokens=60)
-    forced = msgspec.structs.replace(request, tools=tools, tool_choice="required")
-    answer = local.ask(model, forced)
-    (call,) = answer.choices[0].tool_calls
-    assert call.name == "get_weather"
-    assert msgspec.json.decode(call.arguments)["city"] in ("Paris", "Rome")
-    assert answer.choices[0].finish == "tool_calls"
 
 
 def test_what_it_cannot_do_is_said(local: Locally, model: LocalModel) -> None:
@@ -253,23 +192,6 @@ def test_many_at_a_time_answer_as_one_alone(local: Locally, model: LocalModel) -
         return list(await asyncio.gather(*(one() for _ in range(6))))
 
     assert local.run(many()) == [alone] * 6
-
-
-def test_whoever_leaves_frees_the_slot(local: Locally, model: LocalModel) -> None:
-    endless = msgspec.structs.replace(
-        chat("Tell me a story.", max_tokens=900), extra={"ignore_eos": Raw(b"true")}
-    )
-
-    async def leave() -> None:
-        async with local.target(model).open(endless, CALL) as deltas:
-            await anext(deltas)
-
-    async def left() -> str:
-        await asyncio.gather(*(leave() for _ in range(4)))
-        async with local.target(model).open(chat("What is 1 + 1?", max_tokens=2), CALL) as deltas:
-            return (await collect(deltas)).text
-
-    assert local.run(left())
 
 
 def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:

@@ -3,32 +3,33 @@ and against the same graph in the other engine."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import pytest
-from msgspec import Raw
 
 from llm_runner_router.convert import hf_onnx
 from llm_runner_router.convert.base import Options
-from llm_runner_router.deltas import Answer, collect
 from llm_runner_router.engine import onnx, onnx_genai
-from llm_runner_router.engine.devices import Machine
 from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.errors import ContextTooLong, LoadFailed
 from llm_runner_router.models import detect
 from llm_runner_router.models.info import LocalModel, ModelInfo
-from llm_runner_router.types import Message, Request, ResponseFormat, Sampling
 
-from .locally import CALL, HUB, Locally, model_at
+from .locally import (
+    HUB,
+    MACHINE,
+    PROMPTS,
+    Locally,
+    chat,
+    model_at,
+    said_by_transformers,
+    told,
+    written,
+)
 
 pytest.importorskip("onnxruntime_genai", reason="the extra `onnx` is not installed")
 onnx_files = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
@@ -36,12 +37,6 @@ onnx_files = pytest.importorskip("onnx", reason="the extra `onnx` is not install
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("onnx")]
 
 SOURCE = HUB / "tiny-general"
-MACHINE = Machine(physical=2, allowed=2, quota=None, memory=1 << 34, available=1 << 34)
-PROMPTS = [
-    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
-    "<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n",
-    "The year has",
-]
 ENGINES = ("onnx_genai", "onnx")
 
 
@@ -70,38 +65,14 @@ def model(folder: Path, request: pytest.FixtureRequest) -> LocalModel:
 
 @pytest.fixture(scope="module")
 def reference() -> list[dict[str, Any]]:
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.engine.reference", str(SOURCE)],
-        input=json.dumps(PROMPTS),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=200,
-    ).stdout
-    found: list[dict[str, Any]] = json.loads(output)
-    return found
-
-
-def asked(prompt: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", prompt=prompt, sampling=Sampling(**settings))
-
-
-def chat(text: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", messages=(Message("user", text),), sampling=Sampling(**settings))
-
-
-def told(answer: Answer) -> list[dict[str, Any]]:
-    parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
-    return [one for part in parts for one in part["content"]]
+    return said_by_transformers(SOURCE)
 
 
 def test_greedy_answers_are_those_of_transformers(
     local: Locally, model: LocalModel, reference: list[dict[str, Any]]
 ) -> None:
     for prompt, expected in zip(PROMPTS, reference, strict=True):
-        answer = local.ask(model, asked(prompt, logprobs=True, top_logprobs=3))
+        answer = local.ask(model, written(prompt, logprobs=True, top_logprobs=3))
         found = told(answer)
         ends = expected["tokens"][-1] == 2
         assert [one["id"] for one in found] == expected["tokens"][: -1 if ends else None]
@@ -125,48 +96,6 @@ def test_a_common_beginning_is_computed_once(local: Locally, model: LocalModel) 
     assert 3 < other.usage.cached_tokens < other.usage.prompt_tokens - 1
     fresh = msgspec.structs.replace(model, name=f"{model.name}:fresh")
     assert local.ask(fresh, chat("What is 12 + 31?")).text == other.text
-
-
-def test_seeds_and_stop_sequences(local: Locally, model: LocalModel) -> None:
-    hot = {"temperature": 1.5, "seed": 11}
-    one, same = (local.ask(model, chat("Tell me a story.", **hot)).text for _ in range(2))
-    assert one == same
-    whole = local.ask(model, chat("Tell me about the sea.")).text
-    stop = whole[5:9]
-    cut = local.ask(model, chat("Tell me about the sea.", stop=(stop,)))
-    assert cut.text == whole[: whole.index(stop)]
-    assert cut.choices[0].finish == "stop"
-
-
-def test_a_schema_holds_the_answer(local: Locally, model: LocalModel) -> None:
-    pytest.importorskip("llguidance", reason="schemas need it")
-    schema = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Paris", "Rome"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    form = ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), "x")
-    request = chat("Where is it?", temperature=2.0, seed=3)
-    answer = local.ask(model, msgspec.structs.replace(request, response_format=form))
-    jsonschema.validate(msgspec.json.decode(answer.text), schema)
-
-
-def test_whoever_leaves_frees_the_slot(local: Locally, model: LocalModel) -> None:
-    endless = msgspec.structs.replace(
-        chat("Tell me a story.", max_tokens=900), extra={"ignore_eos": Raw(b"true")}
-    )
-
-    async def leave() -> None:
-        async with local.target(model).open(endless, CALL) as deltas:
-            await anext(deltas)
-
-    async def left() -> str:
-        await asyncio.gather(*(leave() for _ in range(4)))
-        async with local.target(model).open(chat("What is 1 + 1?", max_tokens=2), CALL) as deltas:
-            return (await collect(deltas)).text
-
-    assert local.run(left())
 
 
 def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:

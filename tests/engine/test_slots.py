@@ -22,7 +22,7 @@ from llm_runner_router.models.resolve import resolve
 from llm_runner_router.providers.http import HttpClient
 from llm_runner_router.refs import parse
 
-from .test_runners import Engines, ask, until
+from .locally import Engines, chat, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -71,13 +71,13 @@ async def test_a_prompt_is_not_computed_again_after_a_swap(
 ) -> None:
     folder = tmp_path / "prompts"
     async with keeping(folder, memory=room) as e:
-        before = await e.answer(math, ask(LONG))
+        before = await e.answer(math, chat(LONG))
         assert cached(before)[0] < 10
-        await e.answer(text, ask(LONG))
+        await e.answer(text, chat(LONG))
         (kept,) = files(folder)
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
-        after = await e.answer(math, ask(LONG))
+        after = await e.answer(math, chat(LONG))
         assert after.text == before.text
         had, asked = cached(after)
         assert asked > 150
@@ -93,14 +93,14 @@ async def test_idle_models_keep_their_prompts_too_and_other_prompts_leave_them_a
 ) -> None:
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0) as e:
-        await e.answer(math, ask(LONG))
+        await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
         (first,) = files(folder)
-        await e.answer(math, ask("What is 1 + 1?"))
+        await e.answer(math, chat("What is 1 + 1?"))
         await until(lambda: not e.residency.status())
         assert first in files(folder)
         assert len(files(folder)) == 1, "the other prompt is too short to be worth a file"
-        assert cached(await e.answer(math, ask(LONG)))[0] > 150
+        assert cached(await e.answer(math, chat(LONG)))[0] > 150
         await until(lambda: not e.residency.status())
         assert len(files(folder)) == 1, "the same prompt with its answer takes its place"
 
@@ -108,12 +108,12 @@ async def test_idle_models_keep_their_prompts_too_and_other_prompts_leave_them_a
 async def test_stopping_a_model_forgets_what_it_was_told(math: LocalModel, tmp_path: Path) -> None:
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0) as e:
-        await e.answer(math, ask(LONG))
+        await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
         assert files(folder)
         await e.residency.stop("zoo:tiny-math")
         assert not files(folder)
-        assert cached(await e.answer(math, ask(LONG)))[0] < 10
+        assert cached(await e.answer(math, chat(LONG)))[0] < 10
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
@@ -123,14 +123,14 @@ async def test_a_damaged_file_is_not_offered_to_the_engine(
     """The engine would end its process on the one that is cut short."""
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0) as e:
-        before = await e.answer(math, ask(LONG))
+        before = await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
         (kept,) = files(folder)
         if damage == "cut":
             os.truncate(kept, kept.stat().st_size // 2)
         else:
             kept.unlink()
-        after = await e.answer(math, ask(LONG))
+        after = await e.answer(math, chat(LONG))
         assert after.text == before.text
         assert cached(after)[0] < 10
 
@@ -141,11 +141,11 @@ async def test_a_runner_that_dies_of_a_file_is_started_again_without_it(
     monkeypatch.setattr(slots_module.Prompts, "_is_whole", lambda *_: True)
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0) as e:
-        before = await e.answer(math, ask(LONG))
+        before = await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
         (kept,) = files(folder)
         os.truncate(kept, kept.stat().st_size // 2)
-        after = await e.answer(math, ask(LONG))
+        after = await e.answer(math, chat(LONG))
         assert after.text == before.text
         await until(lambda: not e.residency.status())
         assert files(folder) == [], "a model that did not bear it is not asked again"
@@ -158,9 +158,9 @@ async def test_a_restored_prompt_that_is_not_used_is_noticed(
     monkeypatch.setattr(slots_module, "tokens_of", lambda head: (7,) * len(tokens_of(head)))
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0) as e:
-        await e.answer(math, ask(LONG))
+        await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
-        assert (await e.answer(math, ask(LONG))).text
+        assert (await e.answer(math, chat(LONG))).text
         await until(lambda: not e.residency.status())
         assert files(folder) == []
 
@@ -171,7 +171,7 @@ async def test_no_more_is_kept_than_was_asked_for(
 ) -> None:
     folder = tmp_path / "prompts"
     async with keeping(folder, keep_alive=0, saved_prompts=limit) as e:
-        await e.answer(math, ask(LONG))
+        await e.answer(math, chat(LONG))
         await until(lambda: not e.residency.status())
         assert files(folder) == []
         assert folder.exists() == bool(limit)

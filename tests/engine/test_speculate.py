@@ -14,7 +14,7 @@ from llm_runner_router.models.resolve import resolve
 from llm_runner_router.refs import parse
 
 from .endless import endless, go_on
-from .test_runners import ask, engines, until
+from .locally import chat, engines, until
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_timings_that_cannot_be_read_tell_nothing() -> None:
 async def test_guesses_are_made_and_the_greedy_answer_stays() -> None:
     math = resolve(parse("zoo:tiny-math"))
     going_on = {"ignore_eos": Raw(b"true")}  # small models begin to repeat themselves
-    request = msgspec.structs.replace(ask("One two three. " * 9, max_tokens=300), extra=going_on)
+    request = msgspec.structs.replace(chat("One two three. " * 9, max_tokens=300), extra=going_on)
     texts, guessed = [], []
     for mode in ("off", "ngram"):
         async with engines(speculate=mode) as e:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import msgspec
 import pytest
-from msgspec import Raw
 
 from llm_runner_router.convert import run
 from llm_runner_router.convert.base import Options
-from llm_runner_router.deltas import Answer, collect
+from llm_runner_router.deltas import Answer
 from llm_runner_router.engine import torch as engine
-from llm_runner_router.engine.devices import Machine
 from llm_runner_router.errors import ContextTooLong, LoadFailed
 from llm_runner_router.models.info import LocalModel, ModelInfo
-from llm_runner_router.types import Message, Request, ResponseFormat, Sampling
 
-from .locally import CALL, HUB, Locally, model_at
+from .locally import (
+    HUB,
+    MACHINE,
+    PROMPTS,
+    Locally,
+    chat,
+    model_at,
+    said_by_transformers,
+    written,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("torch")]
 
 FOLDER = HUB / "tiny-general"
-MACHINE = Machine(physical=2, allowed=2, quota=None, memory=1 << 34, available=1 << 34)
-PROMPTS = [
-    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
-    "<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n",
-    "The year has",
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,33 +48,14 @@ def model() -> LocalModel:
 
 @pytest.fixture(scope="module")
 def reference() -> list[dict[str, Any]]:
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.engine.reference", str(FOLDER)],
-        input=json.dumps(PROMPTS),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=200,
-    ).stdout
-    found: list[dict[str, Any]] = json.loads(output)
-    return found
-
-
-def asked(prompt: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", prompt=prompt, sampling=Sampling(**settings))
-
-
-def chat(text: str, **sampling: Any) -> Request:
-    settings = {"temperature": 0.0, "max_tokens": 24, **sampling}
-    return Request(model="m", messages=(Message("user", text),), sampling=Sampling(**settings))
+    return said_by_transformers(FOLDER)
 
 
 def test_greedy_answers_are_those_of_transformers(
     local: Locally, model: LocalModel, reference: list[dict[str, Any]]
 ) -> None:
     for prompt, expected in zip(PROMPTS, reference, strict=True):
-        answer = local.ask(model, asked(prompt, logprobs=True, top_logprobs=3))
+        answer = local.ask(model, written(prompt, logprobs=True, top_logprobs=3))
         parts = [msgspec.json.decode(part) for part in answer.choices[0].logprobs]
         told = [one for part in parts for one in part["content"]]
         ends = expected["tokens"][-1] == 2
@@ -105,7 +82,7 @@ def test_greedy_answers_are_those_of_llama_cpp(
     other = model_at(path)
     for prompt in PROMPTS:
         ours, theirs = (
-            tokens_of(local.ask(one, asked(prompt, logprobs=True))) for one in (model, other)
+            tokens_of(local.ask(one, written(prompt, logprobs=True))) for one in (model, other)
         )
         assert [token for token, _ in ours] == [token for token, _ in theirs]
         # The other engine keeps keys and values in 16 bits.
@@ -131,49 +108,6 @@ def test_a_chat_is_rendered_by_the_models_template(
     assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
     assert again.text == answer.text
     assert answer.timings is not None
-
-
-def test_seeds_and_stop_sequences(local: Locally, model: LocalModel) -> None:
-    hot = {"temperature": 2.0, "seed": 11}
-    one, same = (local.ask(model, chat("Tell me a story.", **hot)).text for _ in range(2))
-    assert one == same
-    asked = (chat("Tell me a story.", **hot | {"seed": seed}) for seed in range(12, 18))
-    assert {local.ask(model, request).text for request in asked} != {one}
-    whole = local.ask(model, chat("Tell me about the sea.")).text
-    stop = whole[5:9]
-    cut = local.ask(model, chat("Tell me about the sea.", stop=(stop,)))
-    assert cut.text == whole[: whole.index(stop)]
-    assert cut.choices[0].finish == "stop"
-
-
-def test_a_schema_holds_the_answer(local: Locally, model: LocalModel) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"city": {"enum": ["Paris", "Rome"]}},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
-    form = ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), "x")
-    request = chat("Where is it?", temperature=2.0, seed=3)
-    answer = local.ask(model, msgspec.structs.replace(request, response_format=form))
-    jsonschema.validate(msgspec.json.decode(answer.text), schema)
-
-
-def test_whoever_leaves_frees_the_slot(local: Locally, model: LocalModel) -> None:
-    endless = msgspec.structs.replace(
-        chat("Tell me a story.", max_tokens=900), extra={"ignore_eos": Raw(b"true")}
-    )
-
-    async def leave() -> None:
-        async with local.target(model).open(endless, CALL) as deltas:
-            await anext(deltas)
-
-    async def left() -> str:
-        await asyncio.gather(*(leave() for _ in range(4)))
-        async with local.target(model).open(chat("What is 1 + 1?", max_tokens=2), CALL) as deltas:
-            return (await collect(deltas)).text
-
-    assert local.run(left())
 
 
 def test_a_prompt_that_is_too_long(local: Locally, model: LocalModel) -> None:
