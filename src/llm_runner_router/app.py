@@ -36,6 +36,7 @@ from .policy.rerank import GuardedReranker
 from .policy.sink import FileSink, SinkState
 from .providers.http import HttpClient
 from .strategies.auto import Auto
+from .strategies.choose import estimate_tokens
 from .strategies.requested import RequestedFallbacks
 from .strategies.stats import LiveStats, TargetStats
 from .strategies.tasks import classify
@@ -244,6 +245,17 @@ class App:
             UnknownModel, Unsupported, BadRequest, ModelFileError
         """
         return await self.tokens.tokenize(request)
+
+    async def count(self, request: TokenizeRequest) -> tuple[int, bool]:
+        """How many tokens a prompt has. See `Gateway`."""
+        try:
+            return len((await self.tokens.tokenize(request)).ids), True
+        except Unsupported:
+            self._tree.find(request.model)
+            asked = Request(
+                request.model, request.messages, prompt=request.text, tools=request.tools
+            )
+            return estimate_tokens(asked), False
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """The text of token ids of a local model.

@@ -86,7 +86,25 @@ class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
     refusal: str
 
 
-Part = TextPart | ImagePart | AudioPart | FilePart | RefusalPart | ThinkingPart | RedactedPart
+class ForeignPart(Struct, frozen=True, tag_field="type", tag="foreign"):
+    """A piece that only the dialect it came in knows, such as the result of a provider's search.
+
+    What it holds is in the request's own bytes (`RequestWire`).
+    """
+
+    kind: str
+
+
+Part = (
+    TextPart
+    | ImagePart
+    | AudioPart
+    | FilePart
+    | RefusalPart
+    | ThinkingPart
+    | RedactedPart
+    | ForeignPart
+)
 
 
 class ToolCall(Struct, frozen=True):
@@ -127,3 +145,6 @@ class Tool(Struct, frozen=True):
     parameters: Raw | None = None
     strict: bool | None = None
     cache_control: dict[str, Any] | None = None
+    kind: str | None = None
+    """A tool that the provider runs itself, by the type its dialect gives it; what it is told is
+    in the request's own bytes."""

@@ -19,6 +19,7 @@ from msgspec import Raw, Struct
 from .parts import AudioPart as AudioPart
 from .parts import FileData as FileData
 from .parts import FilePart as FilePart
+from .parts import ForeignPart as ForeignPart
 from .parts import ImagePart as ImagePart
 from .parts import ImageURL as ImageURL
 from .parts import InputAudio as InputAudio

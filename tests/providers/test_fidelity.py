@@ -9,7 +9,8 @@ import pytest
 
 from llm_runner_router.config import Secret
 from llm_runner_router.errors import Unsupported
-from llm_runner_router.providers.dialects.base import Quirks, Receipt
+from llm_runner_router.fidelity import Receipt
+from llm_runner_router.providers.dialects.base import Quirks
 from llm_runner_router.providers.dialects.openai_request import build_request
 from llm_runner_router.providers.hosts import Host
 from llm_runner_router.providers.http import HttpClient
@@ -51,7 +52,7 @@ def test_what_openai_does_not_have_is_noted() -> None:
     assert sent["reasoning_effort"] == "medium"
     assert "top_k" not in sent
     assert {name: mark.fate for name, mark in receipt.marks.items()} == {
-        "messages[0].content[0].cache_control": "dropped",
+        "messages[0].content[0].cache_control": "emulated",
         "messages[1].content[0]": "dropped",
         "messages[1].content[1]": "dropped",
         "messages[2].is_error": "dropped",
@@ -90,7 +91,7 @@ async def test_a_strict_request_is_refused_before_it_is_sent() -> None:
         with pytest.raises(Unsupported, match=r"up/m|top_k") as caught:
             async with target.open(strict, Call("c", 0.0)):
                 raise AssertionError("it was sent")
-        assert caught.value.param == "messages[0].content[0].cache_control"
+        assert caught.value.param == "messages[1].content[0]"
         assert len(upstream.seen) == 1
 
 

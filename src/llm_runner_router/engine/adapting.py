@@ -12,10 +12,21 @@ import msgspec
 from msgspec import Raw
 
 from llm_runner_router.errors import BadRequest, Unsupported
+from llm_runner_router.fidelity import Receipt, own_tools
 from llm_runner_router.models.info import LocalModel
-from llm_runner_router.types import AudioPart, ImagePart, Message, Request, RequestWire, Sampling
+from llm_runner_router.types import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    Message,
+    Request,
+    RequestWire,
+    Sampling,
+)
 
 from .base import Adapted
+
+_BOOL = (b"false", b"true")
 
 MAX_STOPS = 64
 """Stop sequences of one request."""
@@ -32,6 +43,37 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
     """
     check(request, model)
     return Adapted(plain(request))
+
+
+_MEDIA = {ImagePart: "images", AudioPart: "sound", FilePart: "documents"}
+SPOKEN = ("openai_chat", "openai_completions")
+"""What a client may have spoken for its own words to be sent to a runner."""
+
+
+def native(request: Request, model: LocalModel, receipt: Receipt) -> Request:
+    """`request` in the dialect of runners; what the client's own cannot bring along is noted."""
+    if request.service_tier is not None:
+        receipt.dropped("service_tier", "a local model has one queue")
+    if request.wire is None or request.wire.dialect in SPOKEN:
+        return request
+    for name in request.extra:
+        receipt.dropped(name, "local models have no such parameter")
+    extra: dict[str, Raw] = {}
+    if request.reasoning is not None:
+        thinks = request.reasoning.effort != "none" and request.reasoning.budget != 0
+        if "enable_thinking" in (model.info.chat_template or ""):
+            extra["chat_template_kwargs"] = Raw(b'{"enable_thinking":%b}' % _BOOL[thinks])
+            receipt.translated("reasoning", "the model thinks or not, without a measure")
+        elif thinks:
+            receipt.dropped("reasoning", "the model's chat template has no switch for it")
+    return msgspec.structs.replace(
+        request,
+        wire=None,
+        extra=extra,
+        reasoning=None,
+        service_tier=None,
+        tools=tuple(own_tools(request, receipt)),
+    )
 
 
 def check(request: Request, model: LocalModel) -> None:
@@ -94,8 +136,8 @@ def _int(request: Request, name: str) -> int | None:
 def _check_message(message: Message, path: str, model: LocalModel) -> None:
     if isinstance(message.content, tuple):
         for k, part in enumerate(message.content):
-            if isinstance(part, ImagePart | AudioPart):
-                kind = "images" if isinstance(part, ImagePart) else "sound"
+            if isinstance(part, tuple(_MEDIA)):
+                kind = _MEDIA[type(part)]
                 raise Unsupported(
                     f"`{model.name}` does not take {kind}",
                     param=f"{path}.content[{k}]",

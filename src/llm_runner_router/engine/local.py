@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import msgspec
@@ -22,6 +22,7 @@ from llm_runner_router.errors import (
     Unsupported,
     UpstreamError,
 )
+from llm_runner_router.fidelity import Receipt
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import (
     Call,
@@ -41,6 +42,7 @@ from llm_runner_router.types import (
 )
 
 from . import llamacpp, speculate
+from .adapting import native
 from .base import Adapted
 from .calls import CallReader
 from .fanout import choices
@@ -98,9 +100,8 @@ class LocalTarget:
 
     # ------------------------------------------------------------ answering
 
-    def open(
-        self, request: Request, call: Call
-    ) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+    @asynccontextmanager
+    async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
         """Answer `request`; the slot is free again when the manager is left.
 
         Raises:
@@ -108,12 +109,21 @@ class LocalTarget:
             RunnerCrashed: the process died; before the first delta it is tried again.
             RunnerError: as `Residency.lease`, or what the engine says.
         """
+        receipt = Receipt()
+        with _Named(self._name):
+            request = native(request, self._model, receipt)
+            receipt.check(request)
         if request.sampling.n > 1:
-            return choices(lambda one: self._open(one, call), request)
-        return self._open(request, call)
+            opened = choices(lambda one: self._open(one, call, receipt), request)
+        else:
+            opened = self._open(request, call, receipt)
+        async with opened as deltas:
+            yield deltas
 
     @asynccontextmanager
-    async def _open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def _open(
+        self, request: Request, call: Call, receipt: Receipt
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
         for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
@@ -135,7 +145,9 @@ class LocalTarget:
                     except UpstreamError as exc:
                         await _may_try_again(lease, exc, left)
                         continue
-                yield _Answer(deltas, lease, _Reader(request, adapted, self._origin), self._name)
+                yield _Answer(
+                    deltas, lease, _Reader(request, adapted, self._origin, receipt), self._name
+                )
                 return
 
     async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
@@ -299,8 +311,11 @@ class _Answer:
 class _Reader:
     """Turns this engine's deltas into what the client asked for. Pure."""
 
-    def __init__(self, request: Request, adapted: Adapted, origin: Origin) -> None:
+    def __init__(
+        self, request: Request, adapted: Adapted, origin: Origin, receipt: Receipt
+    ) -> None:
         self._origin: Origin | None = origin
+        self._receipt = receipt
         self._echo = request.prompt if request.echo and request.prompt else ""
         self._calls = CallReader(f"call_{secrets.token_hex(12)}") if adapted.calls else None
         self._starts = adapted.starts
@@ -316,6 +331,10 @@ class _Reader:
         """
         changes: dict[str, object] = {}
         if self._origin is not None:
+            marks = delta.origin.fidelity if delta.origin is not None else {}
+            if marks or self._receipt.marks:
+                marks = self._receipt.marks | marks
+                self._origin = msgspec.structs.replace(self._origin, fidelity=marks)
             changes["origin"], self._origin = self._origin, None
         if self._starts and delta.text.strip():
             self._check(delta.text.lstrip()[0])

@@ -30,6 +30,7 @@ from llm_runner_router.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from llm_runner_router.fidelity import Receipt
 from llm_runner_router.types import (
     Call,
     Delta,
@@ -44,7 +45,7 @@ from llm_runner_router.types import (
 
 from . import dialects
 from .dialects import rerank
-from .dialects.base import Receipt, WireRequest
+from .dialects.base import WireRequest
 from .hosts import Host
 from .http import HttpClient, Response, Timeouts
 from .reader import StreamReader

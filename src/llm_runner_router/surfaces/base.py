@@ -115,6 +115,14 @@ class Gateway(Protocol):
         """
         ...
 
+    async def count(self, request: TokenizeRequest) -> tuple[int, bool]:
+        """How many tokens a prompt has, and whether they were counted: remote models' are guessed.
+
+        Raises:
+            UnknownModel, BadRequest, ModelFileError
+        """
+        ...
+
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """The text of token ids, control tokens by their names.
 

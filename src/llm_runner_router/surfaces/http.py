@@ -23,6 +23,8 @@ from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerErr
 from llm_runner_router.types import Call, Delta, ModelCard, Request
 
 from . import (
+    anthropic,
+    anthropic_write,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -48,6 +50,8 @@ from .exchange import (
 from .fan import fan
 from .problems import MethodNotAllowed, UnsupportedMedia
 
+ANTHROPIC = b"anthropic-version"
+"""A header that clients of Anthropic's API send with every request."""
 BODY_SECONDS = 60.0
 """How long a body may take to arrive."""
 
@@ -59,14 +63,8 @@ Handler = Callable[[Exchange, str], Awaitable[None]]
 """Answers an exchange; the second argument is the name of the caller."""
 
 
-class Codec(Protocol):
-    """A module that encodes the answers of a route."""
-
-    def encode(
-        self, deltas: AsyncIterator[Delta], request: Request, reply: Reply
-    ) -> AsyncIterator[bytes]:
-        """See `openai_chat.encode`."""
-        ...
+class Voice(Protocol):
+    """A module that writes errors."""
 
     def error(self, exc: RunnerError) -> bytes:
         """A JSON body."""
@@ -74,6 +72,16 @@ class Codec(Protocol):
 
     def stream_error(self, exc: RunnerError) -> bytes:
         """An event inside a stream."""
+        ...
+
+
+class Codec(Voice, Protocol):
+    """A module that encodes the answers of a route."""
+
+    def encode(
+        self, deltas: AsyncIterator[Delta], request: Request, reply: Reply
+    ) -> AsyncIterator[bytes]:
+        """See `openai_chat.encode`."""
         ...
 
 
@@ -105,6 +113,8 @@ class HttpApp:
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
             "/embeddings": {"POST": self._embeddings},
+            "/messages": {"POST": self._messages},
+            "/messages/count_tokens": {"POST": self._count},
             "/rerank": {"POST": self._rerank},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
@@ -195,6 +205,19 @@ class HttpApp:
             requests = _readable(exchange, openai_completions.decode_all, body)
             await self._answer(exchange, caller, openai_completions, requests, "cmpl-")
 
+    async def _messages(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            request = _readable(exchange, anthropic.decode, await self.body(exchange))
+            await self._answer(exchange, caller, anthropic, (request,), "msg-")
+
+    async def _count(self, exchange: Exchange, caller: str) -> None:
+        with _Room(self):
+            asked = _readable(exchange, anthropic.decode_count, await self.body(exchange))
+            async with exchange.watching():
+                tokens, counted = await self.gateway.count(asked)
+                head = [(b"x-llmrr-counted", b"exactly" if counted else b"estimated")]
+                await exchange.json(200, anthropic.encode_count(tokens), head)
+
     async def _embeddings(self, exchange: Exchange, caller: str) -> None:
         with _Room(self):
             body = await self.body(exchange)
@@ -236,7 +259,10 @@ class HttpApp:
 
     async def _models(self, exchange: Exchange, caller: str) -> None:
         cards = self.gateway.cards()
-        await exchange.json(200, openai_models.encode_list(cards, self._created))
+        write = openai_models.encode_list
+        if ANTHROPIC in exchange.headers:
+            write = anthropic_write.models
+        await exchange.json(200, write(cards, self._created))
 
     async def _model(self, exchange: Exchange, caller: str) -> None:
         name = exchange.path.partition("/models/")[2]
@@ -244,7 +270,10 @@ class HttpApp:
         if card is None:
             self.gateway.target(name)  # raises with the nearest names; an alias has no card
             card = ModelCard(name)
-        await exchange.json(200, openai_models.encode_one(card, self._created))
+        write = openai_models.encode_one
+        if ANTHROPIC in exchange.headers:
+            write = anthropic_write.model
+        await exchange.json(200, write(card, self._created))
 
     # ------------------------------------------------------------ answering
 
@@ -329,12 +358,20 @@ class _Room:
 
 async def _failed(exchange: Exchange, exc: RunnerError) -> None:
     """Tell the client as well as the state of the response allows."""
+    voice = _voice(exchange)
     if not exchange.started:
-        await exchange.fail(exc, openai_json.error)
+        await exchange.fail(exc, voice.error)
     elif not exchange.done:
-        await exchange.end(openai_json.stream_error(exc))
+        await exchange.end(voice.stream_error(exc))
     else:
         _log.error("a target failed after its answer was complete: %s", exc)
+
+
+def _voice(exchange: Exchange) -> Voice:
+    """Whose errors the client of this path understands, whatever went wrong with it."""
+    if exchange.path.removeprefix("/v1").startswith("/messages") or ANTHROPIC in exchange.headers:
+        return anthropic_write
+    return openai_json
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:

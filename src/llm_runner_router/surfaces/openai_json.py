@@ -7,7 +7,7 @@ routes, or what either of them looks like on its own.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from math import isfinite
 from typing import Any, Protocol, TypeVar
 
@@ -209,7 +209,12 @@ def stops(value: str | list[str] | None) -> tuple[str, ...]:
 
 def fallbacks(asked: Asked) -> tuple[str, ...]:
     """The models to try after the one asked for."""
-    names = tuple(asked.fallbacks or ())
+    return names_of_fallbacks(asked.fallbacks)
+
+
+def names_of_fallbacks(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of models in the request field `fallbacks`, which is ours in every dialect."""
+    names = tuple(given or ())
     if len(names) > MAX_FALLBACKS or not all(names):
         raise BadRequest(f"'fallbacks' takes up to {MAX_FALLBACKS} model names", param="fallbacks")
     return names

@@ -92,6 +92,10 @@ class FakeGateway:
         pieces = tuple(b"<s>" if id == 256 else bytes((id,)) for id in ids)
         return Tokenized(request.model, ids, pieces, context=512)
 
+    async def count(self, request: TokenizeRequest) -> tuple[int, bool]:
+        """See `Gateway`."""
+        return len((await self.tokenize(request)).ids), True
+
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """See `Gateway`."""
         self.target(model)

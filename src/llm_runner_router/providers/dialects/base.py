@@ -16,7 +16,8 @@ from typing import ClassVar, Literal, Protocol
 from msgspec import Struct
 
 from llm_runner_router.errors import RunnerError, Unsupported
-from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Mark, Request
+from llm_runner_router.fidelity import Receipt
+from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Request
 
 Header = Callable[[str], str | None]
 """Looks up a response header, whatever its case."""
@@ -54,46 +55,6 @@ class WireRequest(Struct, frozen=True):
     """The dialect of the answer, as `Wire.dialect` names it."""
     headers: tuple[tuple[str, str], ...] = ()
     """Beyond those of the account."""
-
-
-class Receipt:
-    """Notes what became of the parameters of one request; those not noted were honoured."""
-
-    __slots__ = ("marks",)
-
-    def __init__(self) -> None:
-        self.marks: dict[str, Mark] = {}
-        """By path, as the error of a bad request would name the parameter."""
-
-    def translated(self, param: str, how: str) -> None:
-        """It is said in another way that may not mean quite the same."""
-        self.marks[param] = Mark("translated", how)
-
-    def emulated(self, param: str, how: str) -> None:
-        """The upstream does not have it; something that it has does nearly the same."""
-        self.marks[param] = Mark("emulated", how)
-
-    def dropped(self, param: str, why: str) -> None:
-        """The upstream does not have it, and it was left out."""
-        self.marks[param] = Mark("dropped", why)
-
-    def check(self, request: Request) -> None:
-        """Hold a strict request to its word.
-
-        Raises:
-            Unsupported: something was dropped; names the parameters.
-        """
-        if not request.strict:
-            return
-        lost = {name: mark for name, mark in self.marks.items() if mark.fate == "dropped"}
-        if lost:
-            first = next(iter(lost))
-            told = "; ".join(f"`{name}`: {mark.how}" for name, mark in list(lost.items())[:8])
-            raise Unsupported(
-                f"the target would leave out what was asked for ({told})",
-                param=first,
-                hint="leave it out yourself, or ask without `strict`",
-            )
 
 
 class Events(Protocol):

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadResponse, RunnerError, UpstreamError
+from llm_runner_router.fidelity import Receipt
 from llm_runner_router.types import (
     Delta,
     Embeddings,
@@ -26,7 +27,7 @@ from llm_runner_router.types import (
     Wire,
 )
 
-from .base import Dialect, Header, Quirks, Receipt, WireRequest
+from .base import Dialect, Header, Quirks, WireRequest
 from .openai_errors import parse_error, parse_event_error
 from .openai_request import CHAT, COMPLETIONS, build_embed, build_request
 

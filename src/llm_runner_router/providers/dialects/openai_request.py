@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from llm_runner_router.fidelity import Receipt, own_tools
 from llm_runner_router.types import (
     EmbedRequest,
+    ForeignPart,
     Message,
     Part,
     Reasoning,
@@ -23,7 +25,7 @@ from llm_runner_router.types import (
     ThinkingPart,
 )
 
-from .base import PLAIN, Quirks, Receipt, WireRequest
+from .base import PLAIN, Quirks, WireRequest
 
 CHAT = "openai_chat"
 COMPLETIONS = "openai_completions"
@@ -153,13 +155,14 @@ def _chat(request: Request, receipt: Receipt) -> dict[str, Any]:
         fields["logprobs"] = True
         if request.sampling.top_logprobs is not None:
             fields["top_logprobs"] = request.sampling.top_logprobs
-    if request.tools:
+    tools = own_tools(request, receipt)
+    if tools:
         fields["tools"] = [
             {
                 "type": "function",
                 "function": _given(t, ("name", "description", "parameters", "strict")),
             }
-            for t in request.tools
+            for t in tools
         ]
     if request.tool_choice is not None:
         fields["tool_choice"] = _tool_choice(request.tool_choice)
@@ -226,8 +229,12 @@ def _content(
         if isinstance(part, ThinkingPart | RedactedPart):
             receipt.dropped(f"{path}.content[{i}]", "thoughts of another provider's are not shown")
             continue
+        if isinstance(part, ForeignPart):
+            why = f"`{part.kind[:80]}` is known to the dialect it came from only"
+            receipt.dropped(f"{path}.content[{i}]", why)
+            continue
         if getattr(part, "cache_control", None) is not None:
-            receipt.dropped(f"{path}.content[{i}].cache_control", "prompts are cached unasked")
+            receipt.emulated(f"{path}.content[{i}].cache_control", "prompts are cached unasked")
             part = msgspec.structs.replace(part, cache_control=None)
         parts.append(part)
     if not parts:
