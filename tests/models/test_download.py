@@ -7,6 +7,8 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
@@ -21,16 +23,23 @@ from llm_runner_router.errors import (
     Unavailable,
     UpstreamError,
     UpstreamRefused,
+    UpstreamTimeout,
 )
-from llm_runner_router.models.download import ATTEMPTS, wait_before
-from llm_runner_router.models.manifest import Digest, RemoteFile
+from llm_runner_router.models.download import (
+    ATTEMPTS,
+    LONGEST_PAUSE,
+    PROGRESS,
+    Downloader,
+    wait_before,
+)
+from llm_runner_router.models.manifest import Digest, Manifest, RemoteFile
 from llm_runner_router.models.partial import MIB, Partial
 from llm_runner_router.models.sources import url as url_source
-from llm_runner_router.refs import parse
+from llm_runner_router.refs import Ref, parse
 from llm_runner_router.testing import Fault
 from llm_runner_router.testing.hub import FaultKind
 
-from .rigging import Rig
+from .rigging import Pauses, Rig
 
 SMALL = Random(1).randbytes(300_000)
 LARGE = Random(2).randbytes(40 * MIB)  # three parts
@@ -367,7 +376,99 @@ async def test_a_proxy_is_used(rig: Rig) -> None:
 
 def test_waits_grow_and_follow_the_server() -> None:
     rng = Random(1)
-    waits = [wait_before(n, StreamBroken("x"), rng) for n in range(8)]
-    assert all(0.25 * 2**n <= waits[n] <= 0.75 * 2**n for n in range(5))
-    assert max(waits) <= 45
+    waits = [[wait_before(n, StreamBroken("x"), rng) for _ in range(200)] for n in range(8)]
+    for n, some in enumerate(waits):
+        bound = min(LONGEST_PAUSE, 0.5 * 2**n)
+        assert 0 <= min(some) < 0.1 * bound, "a wait may be next to nothing"
+        assert 0.9 * bound < max(some) <= bound
+    assert wait_before(10**6, StreamBroken("x"), rng) <= LONGEST_PAUSE
     assert wait_before(3, RunnerError("x", retry_after=9.0), rng) == 9.0
+
+
+async def test_a_server_that_gives_one_byte_per_connection_is_given_up(rig: Rig) -> None:
+    at = rig.hub.put("model.gguf", SMALL)
+    rig.hub.fault("model.gguf", Fault("cut", times=1000, after=1))
+    with pytest.raises(StreamBroken):
+        await rig.pull(at)
+    assert len(rig.hub.requests("model.gguf")) == ATTEMPTS
+    assert len(rig.pauses.seconds) == ATTEMPTS - 1
+
+
+class Dripping:
+    """A source that gives a few bytes at a time, and lets a clock run meanwhile.
+
+    It breaks off after `most` bytes of each time.
+    """
+
+    def __init__(self, data: bytes, piece: int, seconds: float, most: int = 1 << 40) -> None:
+        self.data = data
+        self.piece = piece
+        self.seconds = seconds
+        self.most = most
+        self.now = 0.0
+        self.opened = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    async def manifest(self, ref: Ref) -> Manifest:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+    @asynccontextmanager
+    async def open(
+        self, file: RemoteFile, from_byte: int = 0, to_byte: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.opened += 1
+        yield self._pieces(from_byte, len(self.data) if to_byte is None else to_byte)
+
+    async def _pieces(self, at: int, end: int) -> AsyncIterator[bytes]:
+        until = min(end, at + self.most)
+        while at < until:
+            self.now += self.seconds
+            count = min(self.piece, until - at)
+            yield self.data[at : at + count]
+            at += count
+        if at < end:
+            raise StreamBroken("it broke off", hint="again")
+
+
+@pytest.mark.parametrize(("piece", "seconds", "ends"), [(1, 20.0, False), (1000, 3.0, True)])
+async def test_a_source_that_drips_is_not_waited_for(
+    tmp_path: Path, piece: int, seconds: float, ends: bool
+) -> None:
+    source = Dripping(SMALL, piece, seconds)
+    loader = Downloader(sleep=Pauses(), rng=Random(3), clock=source.clock)
+    file = RemoteFile("a.gguf", len(SMALL), Digest("sha256", hashlib.sha256(SMALL).hexdigest()))
+    if ends:
+        fetched = await loader.fetch(source, file, tmp_path, "a")
+        assert fetched.path.read_bytes() == SMALL
+        return
+    with pytest.raises(UpstreamTimeout, match="in 60 s"):
+        await loader.fetch(source, file, tmp_path, "a")
+    assert source.opened == ATTEMPTS
+
+
+async def test_a_line_that_breaks_again_and_again_but_brings_much_is_endured(
+    tmp_path: Path,
+) -> None:
+    data = Random(4).randbytes(3 * ATTEMPTS * PROGRESS)
+    source = Dripping(data, PROGRESS, 0.0, most=PROGRESS)
+    pauses = Pauses()
+    loader = Downloader(sleep=pauses, rng=Random(3))
+    file = RemoteFile("a.gguf", len(data), Digest("sha256", hashlib.sha256(data).hexdigest()))
+    assert (await loader.fetch(source, file, tmp_path, "a")).path.read_bytes() == data
+    assert source.opened == 3 * ATTEMPTS
+    assert len(pauses.seconds) == source.opened - 1, "also after progress there is a pause"
+
+
+async def test_without_a_way_to_write_at_a_place_all_is_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pwrite", "preadv", "pread", "pwritev"):
+        monkeypatch.delattr(os, name)
+    at = rig.hub.put("model.gguf", LARGE)
+    rig.hub.fault("model.gguf", Fault("cut", after=5 * MIB))
+    assert rig.content(await rig.pull(at)) == LARGE

@@ -10,8 +10,8 @@ checking takes no time of its own; what ends up under a name has passed it.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -31,6 +31,7 @@ from llm_runner_router.errors import (
 from llm_runner_router.units import format_size
 
 from .manifest import Digest, RemoteFile
+from .offsets import read_at
 from .partial import MIB, Partial
 from .sources import Source
 from .sources._http import AGAIN, Changed, NoRanges
@@ -40,11 +41,19 @@ T = TypeVar("T")
 
 WORKERS = 4
 ATTEMPTS = 6
-"""Failures in a row, without a single byte in between, before a download is given up."""
+"""Failures in a row before a download is given up; see `PROGRESS`."""
+PROGRESS = 256 << 10
+"""Bytes that an attempt must bring so as not to count as a failure: a server that gives one byte
+per connection would otherwise be asked for ever."""
 STALL_SECONDS = 30.0
 """Silence of one part after which it is asked for again."""
+SLOW_SECONDS = 60.0
+SLOWEST = 16 << 10
+"""Bytes that a part must bring in `SLOW_SECONDS`: a server that drips is never silent."""
 LONGEST_WAIT = 120.0
 """Seconds of a server's `Retry-After` that are waited; a longer one ends the download."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries at most, where the server says nothing."""
 HASH_STEP = 8 * MIB
 SPARE = 64 * MIB
 """Bytes that stay free on the disk."""
@@ -97,13 +106,15 @@ class Fetched(Struct, frozen=True):
 
 
 def wait_before(attempt: int, error: RunnerError, rng: Random) -> float:
-    """Seconds before the next try: what the server said, else twice as long each time, with chance.
+    """Seconds before the next try: what the server said, else up to twice as long each time.
 
-    Pure but for `rng`. The chance keeps many clients of one server from coming back together.
+    Pure but for `rng`. Any time up to the bound is as likely as any other ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), so that many clients
+    of one server do not come back together.
     """
     if error.retry_after is not None:
         return error.retry_after
-    return min(30.0, 0.5 * float(2**attempt)) * (0.5 + rng.random())
+    return rng.uniform(0.0, min(LONGEST_PAUSE, 0.5 * float(2 ** min(attempt, 16))))
 
 
 class Downloader:
@@ -113,7 +124,7 @@ class Downloader:
         watch: told of every step.
         workers: parts at the same time.
         stall: seconds of silence of a part.
-        sleep, rng: time and chance, for tests.
+        sleep, rng, clock: time and chance, for tests.
     """
 
     def __init__(
@@ -124,12 +135,14 @@ class Downloader:
         stall: float = STALL_SECONDS,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         rng: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watch = watch or Silent()
         self._workers = workers
         self._stall = stall
         self._sleep = sleep
         self._rng = rng or Random()
+        self._clock = clock
 
     async def fetch(self, source: Source, file: RemoteFile, folder: Path, key: str) -> Fetched:
         """Bring `file` to `folder` as `<key>.part`, continuing what is there, and check it.
@@ -231,7 +244,12 @@ class Downloader:
         index: int,
         hashing: _Hashing,
     ) -> None:
-        """One part, asked for again from where it stopped as long as that helps."""
+        """One part, asked for again from where it stopped as long as that helps.
+
+        An attempt that brought little is a failure, too; after `ATTEMPTS` of them in a row it is
+        given up. There is a pause before every attempt, so a server that breaks off again and
+        again is not asked without one.
+        """
         part = partial.parts[index]
         failures = 0
         while part.left:
@@ -239,23 +257,22 @@ class Downloader:
             try:
                 await self._stream(source, file, partial, index, hashing)
             except RunnerError as exc:
-                failures = 0 if part.at > before else failures + 1
                 if not exc.retryable or isinstance(exc, NoRanges | Changed):
                     raise
+                gained = part.at - before
                 if partial.size is None and part.at > part.start:
                     # Nobody knows how long it should be, so it cannot be continued.
                     self._watch.advance(file.path, part.start - part.at)
                     partial.rewind(index)
                     hashing.restart()
-                    failures = max(1, failures)
-                    if not file.etag and failures >= ATTEMPTS:
-                        raise
+                    gained = 0
+                failures = 0 if gained >= PROGRESS else failures + 1
                 pause = wait_before(failures, exc, self._rng)
                 if failures >= ATTEMPTS or pause > LONGEST_WAIT:
                     raise
                 if failures:
                     self._watch.say(f"{exc.message}; again in {pause:.0f} s")
-                await self._sleep(pause if failures or exc.retry_after else 0)
+                await self._sleep(pause)
 
     async def _stream(
         self,
@@ -269,6 +286,7 @@ class Downloader:
         last = index == len(partial.parts) - 1
         whole = part.at == 0 and last
         to_byte = None if whole or partial.size is None else part.end
+        since, counted = self._clock(), part.at
         async with source.open(file, part.at, to_byte) as pieces:
             while part.left:
                 try:
@@ -287,6 +305,14 @@ class Downloader:
                 await _whole(partial.write, index, data)
                 self._watch.advance(file.path, len(data))
                 hashing.grown()
+                if self._clock() - since >= SLOW_SECONDS:
+                    if part.left and part.at - counted < SLOWEST:
+                        raise UpstreamTimeout(
+                            f"{file.path!r} came with less than {format_size(SLOWEST)} in"
+                            f" {SLOW_SECONDS:.0f} s",
+                            hint=AGAIN,
+                        )
+                    since, counted = self._clock(), part.at
         if partial.size is None:
             partial.end(index)
         elif part.left:
@@ -374,7 +400,7 @@ class _Hashing:
         first = at
         while at < end:
             view = self._buffer[: min(MIB, end - at)]
-            count = os.preadv(self._partial.handle, [view], at)
+            count = read_at(self._partial.handle, view, at)
             if not count:
                 raise OSError(f"`{self._partial.path}` became shorter while it was read")
             for hasher in hashers:

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Struct
 
 from .manifest import RemoteFile
+from .offsets import write_at
 
 HEAD = 4096
 MIB = 1 << 20
@@ -131,7 +132,7 @@ class Partial:
         part = self.parts[index]
         view = memoryview(data)
         while view:
-            count = os.pwrite(self._handle, view, part.at)
+            count = write_at(self._handle, view, part.at)
             view = view[count:]
             part.at += count
         self._note(index)
@@ -166,7 +167,7 @@ class Partial:
         self._open(os.O_TRUNC)
         if self.size:
             os.truncate(self._handle, self.size)
-        os.pwrite(self._log, msgspec.json.encode(self._head).ljust(HEAD), 0)
+        write_at(self._log, msgspec.json.encode(self._head).ljust(HEAD), 0)
         for index in range(len(self.parts)):
             self._note(index)
 
@@ -224,12 +225,13 @@ class Partial:
         return True
 
     def _open(self, flags: int) -> None:
-        wanted = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | flags
+        wanted = os.O_RDWR | os.O_CREAT | flags
+        wanted |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # Windows has the latter
         self._handle = os.open(self.path, wanted, 0o644)
         self._log = os.open(self.journal, wanted, 0o600)
 
     def _note(self, index: int) -> None:
-        os.pwrite(self._log, struct.pack("<q", self.parts[index].at), HEAD + 8 * index)
+        write_at(self._log, struct.pack("<q", self.parts[index].at), HEAD + 8 * index)
 
 
 def _find_sync_range() -> Callable[[int, int, int, int], int] | None:

@@ -67,8 +67,9 @@ class PathSource:
 
 
 async def _pieces(handle: int, file: RemoteFile, at: int, end: int) -> AsyncIterator[bytes]:
+    os.lseek(handle, at, os.SEEK_SET)  # nobody else has this descriptor; Windows has no `pread`
     while at < end:
-        data = os.pread(handle, min(CHUNK, end - at), at)
+        data = os.read(handle, min(CHUNK, end - at))
         if not data:
             raise StreamBroken(f"`{file.url}` ended at {at} of {end} bytes", hint="it was changed")
         at += len(data)
