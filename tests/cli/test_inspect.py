@@ -63,7 +63,7 @@ def test_engines_are_ranked_and_say_what_they_go_without(llmrr: Run) -> None:
     lines = dict(line.split(maxsplit=1) for line in engines.splitlines())
     names = list(lines)
     assert names.index("mistralrs") < names.index("torch") < names.index("llamacpp")
-    assert "without seeds, tool calls of the model's own choice" in lines["mistralrs"]
+    assert "without seeds, embeddings" in lines["mistralrs"]
     assert "without" not in lines["llamacpp"], "it is not the one to ask"
 
 

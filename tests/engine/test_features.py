@@ -374,8 +374,6 @@ KNOWN_TO_LLAMACPP: dict[str, Request] = {
 """Fields that only llama.cpp has, and that are refused elsewhere instead of being left out."""
 REFUSED: dict[tuple[str, str], str] = {
     ("mistralrs", "seed"): "seed",
-    ("mistralrs", "tools"): "tools",
-    ("mistralrs", "parallel_tool_calls"): "tools",
 }
 """What an engine cannot do, and the field that its refusal names."""
 

@@ -19,7 +19,7 @@ from llm_runner_router.engine import mistralrs
 from llm_runner_router.errors import BadRequest, ContextTooLong, LoadFailed, Unsupported
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.models.resolve import ZOO
-from llm_runner_router.types import Request, Sampling, Tool
+from llm_runner_router.types import Request, Tool
 
 from .locally import (
     CALL,
@@ -123,14 +123,56 @@ def test_weights_are_quantised_while_loading(
 
 
 def test_what_it_cannot_do_is_said(local: Locally, model: LocalModel) -> None:
-    tools = msgspec.structs.replace(chat("hello"), tools=(Tool("look"),))
+    look = (Tool("look"),)
     seeded = chat("hello", temperature=1.0, seed=4)
-    tokens = Request(model="m", prompt="x", sampling=Sampling(temperature=0.0, seed=4))
-    for request, param in ((tools, "tools"), (seeded, "seed")):
+    gguf = model_at(ZOO / "tiny-general.gguf", engine="mistralrs", name="gguf")
+    calling = msgspec.structs.replace(chat("hello"), tools=look)
+    for asked, request, param in ((gguf, calling, "tools"), (model, seeded, "seed")):
         with pytest.raises(Unsupported) as caught:
-            local.ask(model, request)
+            local.ask(asked, request)
         assert caught.value.param == param
-    assert local.ask(model, tokens).choices[0].finish, "a seed does not matter without chance"
+    cold = written("x", seed=4)
+    assert local.ask(model, cold).choices[0].finish, "a seed does not matter without chance"
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "elsewhere"])
+def test_tags_get_other_names_and_keep_their_numbers(tmp_path: Path, kind: str) -> None:
+    from llm_runner_router.engine.runners.mistralrs import ALIASES, without_tags
+
+    tags = [*ALIASES][:3]
+    added = [{"id": i, "content": tag, "special": i == 1} for i, tag in enumerate([*tags, "<s>"])]
+    words = [one["content"] for one in added]
+    vocabularies: dict[str, Any] = {
+        "dict": {word: i for i, word in enumerate(words)},
+        "list": [[word, -1.0] for word in words],
+        "elsewhere": {"a": 9},
+    }
+    file = {"added_tokens": added, "model": {"vocab": vocabularies[kind]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    changed, aliases = without_tags(tmp_path)
+    assert aliases == {tag: ALIASES[tag] for tag in tags}
+    assert [(one["id"], one["content"]) for one in changed["added_tokens"]] == [
+        *((i, ALIASES[tag]) for i, tag in enumerate(tags)), (3, "<s>")]  # fmt: skip
+    expected: dict[str, Any] = {
+        "dict": {**{ALIASES[tag]: i for i, tag in enumerate(tags)}, "<s>": 3},
+        "list": [*([ALIASES[tag], -1.0] for tag in tags), ["<s>", -1.0]],
+        "elsewhere": {"a": 9},
+    }
+    assert changed["model"]["vocab"] == expected[kind]
+
+
+def test_a_call_in_an_answer_is_told_by_its_tags(local: Locally, model: LocalModel) -> None:
+    """A completion shows what the model writes: the tags by their own names."""
+    prompt = (
+        "<|im_start|>system\n<tools>\nget_weather(city): Tells the weather\n</tools><|im_end|>\n"
+        "<|im_start|>user\nWhat is the weather in Rome?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    answer = local.ask(model, written(prompt, max_tokens=40, logprobs=True, top_logprobs=1))
+    assert answer.text.startswith("<tool_call>")
+    assert "</tool_call>" in answer.text
+    first = told(answer)[0]
+    assert first["token"] == first["top_logprobs"][0]["token"] == "<tool_call>"
+    assert bytes(first["bytes"]) == b"<tool_call>"
 
 
 def adapted(folder: Path) -> tuple[Path, Path]:

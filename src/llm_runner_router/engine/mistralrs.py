@@ -3,8 +3,9 @@
 Knows: which models it reads, what they cost in memory, and what it cannot do (mistralrs 0.9.5):
 
     seeds            one for the process, none per request: refused where it would matter
-    tools            calls are written only if they are forced; its own reading of calls takes the
-                     tags out of the text, and its own grammar for tools is not the model's
+    tools            its own reading of calls takes the tags out of the text and loses the
+                     arguments; with a Hugging Face folder whose template writes `<tool_call>` tags
+                     we go round it, otherwise calls are written only if they are forced
     token prompts    it takes text only
     embeddings       of two architectures only, which `torch` runs better
     LoRA             one adapter per request, with a scale of 1
@@ -33,7 +34,17 @@ EXTRA: str | None = "mistralrs"
 NEEDS: tuple[str, ...] = ("mistralrs",)
 RUNNER = f"{RUNNERS}.mistralrs"
 FEATURES: frozenset[Feature] = frozenset(
-    ("stop", "penalties", "logprobs", "json_schema", "grammar", "lora", "prompt_cache", "batch")
+    (
+        "stop",
+        "penalties",
+        "logprobs",
+        "json_schema",
+        "grammar",
+        "tools",
+        "lora",
+        "prompt_cache",
+        "batch",
+    )
 )
 PLAIN = frozenset(
     ("mistral", "gemma", "mixtral", "llama", "phi", "phi3", "qwen2", "gemma2", "starcoder2",
@@ -107,10 +118,11 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
             param="seed",
             hint="set `temperature` to 0, or choose another engine with `engine:`",
         )
-    if request.tools and request.tool_choice in (None, "auto"):
+    if request.tools and request.tool_choice in (None, "auto") and model.info.format == "gguf":
         raise Unsupported(
-            f"`{model.name}` runs on mistralrs, where the model cannot decide whether to call",
+            f"`{model.name}` runs on mistralrs, where the calls that a model of a GGUF file decides"
+            " to write cannot be told from text",
             param="tools",
-            hint="force a call with `tool_choice`, or choose another engine with `engine:`",
+            hint="force a call with `tool_choice`, or take llama.cpp with `engine: llamacpp`",
         )
     return adapting.adapt(request, model)

@@ -72,6 +72,8 @@ class Api:
 
     tags = True
     """Tags of tool calls can be read in what the engine writes."""
+    forces_tags = True
+    """A call that is forced is written between them."""
 
     def __init__(
         self, loaded: Loaded, order: Order, clock: Callable[[], float] = time.monotonic
@@ -106,7 +108,8 @@ class Api:
 
     async def _chat(self, request: Request, reply: Reply) -> None:
         tagged = self.tags and CALL in self._template.source
-        asked = asking.read(request.body, chat=True, tagged=tagged)
+        forced_tags = tagged and self.forces_tags
+        asked = asking.read(request.body, chat=True, tagged=forced_tags)
         assert asked.messages is not None
         if asked.tools and not asked.forced and not tagged:
             raise unsupported(
@@ -123,7 +126,7 @@ class Api:
             calls=bool(asked.tools),
             thinks=thinks,
             thinking=thinks and prompt.rstrip().endswith(THINK),
-            bare=asked.forced and not tagged,
+            bare=asked.forced and not forced_tags,
             new_id=lambda: f"call_{secrets.token_hex(12)}",
         )
         if asked.one_call and not asked.forced:

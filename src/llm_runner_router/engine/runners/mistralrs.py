@@ -3,6 +3,11 @@
 Knows: mistralrs' runner and its streams. Does not know: HTTP, requests' JSON. Templates are
 rendered by our endpoint: the runner is given a template that writes the message as it is.
 
+It takes tokens for special by their looks and leaves `<tool_call>` and `<think>` out of what it
+writes, and calls of its own reading come with a grammar that is not the model's. So it is given a
+tokenizer in which those tokens have other names, which we put into prompts and turn back in answers
+(`ALIASES`).
+
 What it does that other engines do not: a text without a BOS gets one if the tokenizer's file says
 so, in chats too; and white space at the beginning of an answer is left out. A text completion gets
 that back from the log-probabilities of the first token, a chat does not.
@@ -29,6 +34,7 @@ from numpy.typing import NDArray
 from . import hub, serving
 from .api import Api
 from .asked import Asked
+from .reading import CALL, CALL_END, THINK, THINK_END
 from .refusal import Refusal, too_long, unsupported
 from .run import Emitted, Finish, Running, timed, used
 from .session import Loaded, Order, Pair, Session
@@ -38,6 +44,13 @@ from .vocabulary import HubVocabulary
 IDENTITY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 ALMOST = 0.9999999
 """One, for a bound that the engine shall not take for none."""
+ALIASES = {
+    CALL: "[[llmrr_call]]",
+    CALL_END: "[[llmrr_call_end]]",
+    THINK: "[[llmrr_think]]",
+    THINK_END: "[[llmrr_think_end]]",
+}
+"""What the engine knows these tokens by."""
 DTYPES = ("auto", "f32", "f16", "bf16")
 
 
@@ -90,6 +103,10 @@ class MistralModel:
         self.template = order.options.get("template") if is_file else hub.template(path)
         self.vocabulary = TextVocabulary(path)
         self.adapters = _adapters(order.options.get("adapters"))
+        self.tags = False
+        """Tags of calls that the model writes can be seen."""
+        self.aliases: dict[str, str] = {}
+        """Tags, and what the engine knows them by."""
         with TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "identity.jinja").write_text(IDENTITY)
@@ -116,10 +133,17 @@ class MistralModel:
                 **with_loras,
             )
         kind = kinds.Lora if loras else kinds.Plain
-        return kind(model_id=str(understood(path, scratch)), dtype=dtype, **with_loras)
+        changed = understood(path)
+        if any(tag in (self.template or "") for tag in ALIASES):
+            tokenizer, aliases = without_tags(path)
+            self.tags = {CALL, CALL_END} <= aliases.keys()
+            if aliases:
+                changed["tokenizer.json"] = tokenizer
+                self.aliases = aliases
+        return kind(model_id=str(linked(path, scratch, changed)), dtype=dtype, **with_loras)
 
     def stream(self, text: str, **wanted: Any) -> Any:
-        """The chunks of an answer to `text` as it stands.
+        """The chunks of an answer to `text` as it stands, but for `ALIASES`.
 
         Raises:
             Refusal: the engine refuses the request; says why.
@@ -128,11 +152,20 @@ class MistralModel:
             with self._sending:
                 return self._runner.send_chat_completion_request(
                     self.library.ChatCompletionRequest(
-                        messages=text, model="default", stream=True, **wanted
+                        messages=self.named(text),
+                        model="default",
+                        stream=True,
+                        **wanted,
                     )
                 )
         except ValueError as exc:
             raise Refusal(str(exc)[:2000]) from exc
+
+    def named(self, text: str, *, back: bool = False) -> str:
+        """A text with the engine's names of the tags, or `back` with ours."""
+        for tag, alias in self.aliases.items():
+            text = text.replace(alias, tag) if back else text.replace(tag, alias)
+        return text
 
     def session(self) -> Session:
         """Not with this engine.
@@ -175,36 +208,61 @@ def _adapters(given: Any) -> dict[str, str]:
     return {str(name): str(Path(str(path)).expanduser()) for name, path in given.items()}
 
 
-def understood(path: Path, scratch: Path) -> Path:
-    """The folder itself, or one of links in `scratch` with a configuration the engine can read.
+def understood(path: Path) -> dict[str, Any]:
+    """By their names, files of the folder in a form that the engine can read, where it cannot.
 
     Since version 5 transformers writes `rope_parameters`; the engine asks for `rope_theta`.
     """
     config = hub.read_json(path / "config.json")
     rope = config.get("rope_parameters")
     if "rope_theta" in config or not isinstance(rope, dict) or "rope_theta" not in rope:
-        return path
+        return {}
     config["rope_theta"] = rope["rope_theta"]
     if rope.get("rope_type", "default") != "default":
         config.setdefault("rope_scaling", rope)
+    return {"config.json": config}
+
+
+def without_tags(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The folder's `tokenizer.json` with `ALIASES`, and those of them that are tokens of it."""
+    tokenizer = hub.read_json(path / "tokenizer.json")
+    added = {one["content"]: one for one in tokenizer.get("added_tokens") or ()}
+    aliases = {tag: alias for tag, alias in ALIASES.items() if tag in added}
+    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    for tag, alias in aliases.items():
+        added[tag] |= {"content": alias, "special": False}
+        if isinstance(vocabulary, dict) and tag in vocabulary:
+            vocabulary[alias] = vocabulary.pop(tag)
+    if isinstance(vocabulary, list):  # of pieces with their scores
+        for piece in vocabulary:
+            piece[0] = aliases.get(piece[0], piece[0])
+    return tokenizer, aliases
+
+
+def linked(path: Path, scratch: Path, changed: dict[str, Any]) -> Path:
+    """The folder itself, or one of links in `scratch` with other contents of some files."""
+    if not changed:
+        return path
     folder = scratch / path.name
     folder.mkdir()
     for one in path.iterdir():
-        if one.name != "config.json":
+        if one.name not in changed:
             (folder / one.name).symlink_to(one.absolute())
-    (folder / "config.json").write_text(json.dumps(config))
+    for name, content in changed.items():
+        (folder / name).write_text(json.dumps(content), "utf-8")
     return folder
 
 
 class MistralApi(Api):
     """The endpoint with answers that the engine draws."""
 
-    tags = False
+    forces_tags = False
 
     def __init__(self, loaded: Loaded, order: Order) -> None:
         super().__init__(loaded, order)
         assert isinstance(loaded, MistralModel)
         self._model = loaded
+        self.tags = loaded.tags
         self._turns = _threads(order)
 
     @asynccontextmanager
@@ -276,7 +334,7 @@ class MistralRun:
         self._read = self._read or time.monotonic()
         self._usage = chunk.usage or self._usage
         choice = chunk.choices[0]
-        text = choice.delta.content or ""
+        text = self._shown(choice.delta.content or "")
         if not self.drawn and choice.logprobs is not None:
             text = _blank(choice.logprobs) + text
         if text or choice.logprobs is not None:
@@ -290,6 +348,9 @@ class MistralRun:
             length = choice.finish_reason == "length"
             return self._end("length" if length else "stop", shown)
         return self._emit(shown)
+
+    def _shown(self, text: str) -> str:
+        return self._model.named(text, back=True)
 
     def _wanted(self) -> dict[str, Any]:
         """The request's settings in the engine's words."""
@@ -329,9 +390,11 @@ class MistralRun:
             }
             for one in found.top_logprobs[:count]
         ]
+        token = self._shown(found.token)
+        raw = token.encode() if token != found.token else found.bytes or token.encode()
         return {
-            "token": found.token,
-            "bytes": list(found.bytes or found.token.encode()),
+            "token": token,
+            "bytes": list(raw),
             "logprob": max(float(found.logprob), -1e4),
             "top_logprobs": best,
         }
