@@ -91,7 +91,7 @@ def test_the_estimate_follows_the_bytes() -> None:
     ("have", "want", "message", "hint"),
     [
         ("gguf", "onnx", "nothing here writes `onnx`", "--help"),
-        ("ggml", "gguf", "made from `safetensors`", "nothing here reads `ggml`"),
+        ("mine", "gguf", "made from `safetensors`", "nothing here reads `mine`"),
         ("gguf", "pytorch", "made from `safetensors`", "can become `mlx`"),
         ("gguf", "pdf", "no kind of model called `pdf`", "known: "),
     ],

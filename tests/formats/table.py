@@ -51,10 +51,11 @@ class Cell(Struct, frozen=True):
 # ---------------------------------------------------------------- the forms
 
 
-def _converted(want: str, **options: str) -> Callable[[Path], Path]:
+def _converted(want: str, type: str | None = None) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         target = folder / ("model.gguf" if want == "gguf" else "model")
-        return run.convert(ZOO, target, want, options=Options(**options)).path
+        options = Options() if type is None else Options(type=type)
+        return run.convert(ZOO, target, want, options=options).path
 
     return make
 

@@ -15,9 +15,12 @@ from . import output
 from .group import Verb
 
 if TYPE_CHECKING:
+    from llm_runner_router.convert.base import Options
     from llm_runner_router.convert.plan import Step
     from llm_runner_router.convert.run import Progress, Result
 
+KEPT = frozenset({"ggml"})
+"""Kinds whose weights keep their type, so that the result is not named after one."""
 EVERY = 10
 """Per cent between two lines of progress where no terminal shows a bar."""
 
@@ -34,10 +37,31 @@ EVERY = 10
     type=click.Choice(["f32", "f16", "bf16", "q8_0", "q4_0"], case_sensitive=False),
     help="Type of the matrices; `q4_0` is for ONNX.",
 )
+@click.option(
+    "--eps",
+    type=float,
+    default=0.0,
+    help="For files from before GGUF, which do not say it: 1e-6 for LLaMA, 1e-5 for Llama 2;"
+    " 5e-6 if unsaid.",
+)
+@click.option(
+    "--context",
+    type=int,
+    default=0,
+    help="Tokens of context, for the same files; 2048 if unsaid.",
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Show the steps and convert nothing.")
 @click.option("--force", is_flag=True, help="Replace DST.")
 def command(
-    source: str, target: Path | None, want: str | None, type_: str, *, only_plan: bool, force: bool
+    source: str,
+    target: Path | None,
+    want: str | None,
+    type_: str,
+    *,
+    eps: float,
+    context: int,
+    only_plan: bool,
+    force: bool,
 ) -> int:
     """Convert the model SRC, a file, folder or reference, to DST.
 
@@ -49,11 +73,14 @@ def command(
     want = want or _kind_named(target)
     have = run.kind_of(path)
     steps = run.steps_for(path, want, have=have)
-    target = target or _beside(source, path, want, type_)
+    target = target or _beside(source, path, want, "" if have in KEPT else type_)
     if only_plan:
         _show(path, have, want, steps)
         return 0
-    result = asyncio.run(_convert(path, target, want, type_.lower(), force))
+    from llm_runner_router.convert.base import Options
+
+    options = Options(type=type_.lower(), eps=eps, context=context)
+    result = asyncio.run(_convert(path, target, want, options, force))
     output.dim(f"{result.have} → {result.want}")
     print(f"{result.path}  {_bytes(result.bytes)}")
     return 0
@@ -89,7 +116,7 @@ def _beside(source: str, path: Path, want: str, type_: str) -> Path:
 
     folder = path.absolute().parent if Path(source).expanduser().exists() else Path.cwd()
     stem = path.absolute().name if path.is_dir() else path.stem
-    name = f"{stem}-{type_.upper()}.gguf" if want in FILES else f"{stem}-{want}"
+    name = f"{stem}-{type_.upper()}".rstrip("-") + ".gguf" if want in FILES else f"{stem}-{want}"
     return folder / name
 
 
@@ -108,13 +135,10 @@ def _show(path: Path, have: str, want: str, steps: tuple[Step, ...]) -> None:
     output.dim(f"needs {_bytes(disk(steps))} on disk while it runs")
 
 
-async def _convert(source: Path, target: Path, want: str, type_: str, force: bool) -> Result:
-    from llm_runner_router.convert.base import Options
+async def _convert(source: Path, target: Path, want: str, options: Options, force: bool) -> Result:
     from llm_runner_router.convert.job import converting
 
-    async with converting(
-        source, want, target=target, options=Options(type=type_), overwrite=force
-    ) as job:
+    async with converting(source, want, target=target, options=options, overwrite=force) as job:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn

@@ -43,6 +43,11 @@ class Options(Struct, frozen=True):
     quantize: str = ""
     """A mix of `mixes.MIXES` that a GGUF result is quantised to at the end; empty for none. A job
     takes `dynamic` too: the best for this machine."""
+    eps: float = 0.0
+    """What is added under the root of RMS norms, for files from before GGUF, which do not say it;
+    0 for the default of `ggml_gguf.py`."""
+    context: int = 0
+    """Tokens of context, for the same files; 0 for the default."""
 
 
 class Tick(Protocol):

@@ -47,6 +47,8 @@ LEFT = 0.8
 """Share of the free memory that one model may take."""
 PLAIN = frozenset({"F32", "F16", "BF16", "F64"})
 """Types of weights that quantising starts from; from Q8_0 too, which loses next to nothing."""
+BLOCKS = frozenset({"gguf", "ggml"})
+"""Formats whose weights keep their blocks on the way to GGUF."""
 
 Key = tuple[str, str, str, int, int]
 _log = logging.getLogger(__name__)
@@ -290,7 +292,7 @@ def _mix(model: LocalModel) -> str:
         return ""
     if wanted == DYNAMIC:
         fine = PLAIN | {"Q8_0"}
-        plain = model.info.format != "gguf" or model.info.quantisation.upper() in fine
+        plain = model.info.format not in BLOCKS or _type(model) in fine
         return DYNAMIC if plain else ""
     from llm_runner_router.convert import mixes
 
@@ -304,8 +306,8 @@ def _mix(model: LocalModel) -> str:
         ) from None
     if not _wants(model):
         return ""
-    have = model.info.quantisation.upper()
-    if model.info.format == "gguf" and have not in PLAIN and have != "Q8_0":
+    have = _type(model)
+    if model.info.format in BLOCKS and have not in PLAIN and have != "Q8_0":
         raise Unsupported(
             f"`{model.name}` is quantised already ({have}); to make {name} of it would lose twice",
             param="quantization",
@@ -319,10 +321,15 @@ def _wants(model: LocalModel) -> bool:
     if model.quantization == DYNAMIC:
         return bool(_mix(model))
     wanted = (model.quantization or "").upper()
-    have = model.info.quantisation.upper()
+    have = _type(model)
     return bool(wanted) and not (
-        model.info.format == "gguf" and (wanted == have or wanted.startswith(f"{have}_"))
+        model.info.format in BLOCKS and (wanted == have or wanted.startswith(f"{have}_"))
     )
+
+
+def _type(model: LocalModel) -> str:
+    """The type of most weights; one from before GGUF by its name of today."""
+    return model.info.quantisation.upper().partition("_V")[0]
 
 
 def _key(model: LocalModel) -> Key:

@@ -1,12 +1,13 @@
 """What a file is that no format recognised, in words, and what to do with it.
 
-Knows: the beginnings of files that people take for models. Does not know: any format that can be
-used. Magic numbers are from the formats' own specifications. Only the head of a file is looked at,
-and a few bytes behind its compression.
+Knows: the beginnings of files that people take for models, and files beside them that tell what
+they are part of. Does not know: any format that can be used. Magic numbers are from the formats'
+own specifications. Only the head of a file is looked at, and a few bytes behind its compression.
 """
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ Look = tuple[str, str]
 
 _KNOWN: Final = "name a model in a format listed under `llmrr inspect --help`"
 _AGAIN: Final = "download it again"
+_MAX_INDEX: Final = 16 * 1024 * 1024
 _MAGICS: Final[tuple[tuple[int, bytes, str, str], ...]] = (
     (0, b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file itself",
      "fetch the content: `git lfs pull` in its folder, or `llmrr pull hf:ORG/REPO`"),
@@ -63,6 +65,8 @@ def looks_like(path: Path, head: bytes) -> Look:
         return _folder(path)
     if not head:
         return "it is empty", _AGAIN
+    if (found := _part(path)) is not None:
+        return found
     if not head.strip(b"\0"):
         return "it begins with zeros only, as a download does that was cut short", _AGAIN
     for at, magic, what, hint in _MAGICS:
@@ -71,7 +75,23 @@ def looks_like(path: Path, head: bytes) -> Look:
     for look in (_gzip, _zip, _text):
         if (found := look(path, head)) is not None:
             return found
-    return f"it begins with {head[:8]!r}, which no format does", _KNOWN
+    raw = ": raw numbers perhaps, whose meaning lies elsewhere" if path.suffix == ".bin" else ""
+    return f"it begins with {head[:8]!r}, which no format does{raw}", _KNOWN
+
+
+def _part(path: Path) -> Look | None:
+    """Numbers without a header: which model beside them they belong to."""
+    try:
+        graph = path.with_suffix(".xml")
+        if graph.is_file():
+            return f"it is the weights of `{graph.name}`", f"name `{graph}`"
+        index = path.with_name("model.json")
+        with index.open("rb") as file:
+            if json.dumps(path.name).encode() in file.read(_MAX_INDEX):
+                return "it is a shard of a TensorFlow.js model", f"name `{index}`"
+    except OSError:
+        pass
+    return None
 
 
 def _folder(path: Path) -> Look:

@@ -254,3 +254,35 @@ def test_the_check_finds_what_is_wrong(tmp_path: Path, name: str) -> None:
     (tmp_path / "scratch").mkdir()
     with pytest.raises((AssertionError, AttributeError), match=words):
         check_format(module, path, tmp_path / "scratch")
+
+
+def test_a_bin_file_is_told_by_what_is_in_it(tmp_path: Path) -> None:
+    """The ending says nothing: six kinds of file have it."""
+    from .fuzzing import sound_ggml, sound_older_pytorch, sound_pytorch, sound_small_gguf
+    from .test_older import openvino_model, tfjs_model
+
+    made = {
+        "gguf": sound_small_gguf,
+        "ggml": sound_ggml,
+        "pytorch": sound_pytorch,
+        "pytorch-older": sound_older_pytorch,
+    }
+    for name, make in made.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        path = make(folder).rename(folder / "weights.bin")
+        assert detect(path).name == name.removesuffix("-older")
+    for name, model, shard in (
+        ("tfjs", tfjs_model, "group1-shard1of2.bin"),
+        ("openvino", openvino_model, "openvino_model.bin"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        part = model(folder) / shard
+        words = {"tfjs": "a shard of a TensorFlow.js model", "openvino": "the weights of"}[name]
+        with pytest.raises(ModelFileError, match=words) as caught:
+            detect(part)
+        assert str(folder) in (caught.value.hint or "")
+    (tmp_path / "raw.bin").write_bytes(b"\x3f\x80\x11\x22" * 99)
+    with pytest.raises(ModelFileError, match="raw numbers perhaps"):
+        detect(tmp_path / "raw.bin")

@@ -134,7 +134,7 @@ def ggml_model(magic: bytes = b"tjgg", version: int = 3, *, kind: int = 8, heads
         out += struct.pack(f"<{len(shape)}I", *shape) + name.encode()
         if magic == b"tjgg":
             out += bytes(-len(out) % 32)
-        size = {0: 4, 1: 2, 8: 34 / 32, 2: 18 / 32}[code] * np.prod(shape)
+        size = {0: 4, 1: 2, 8: 34 / 32, 2: 18 / 32, 9: 36 / 32}[code] * np.prod(shape)
         out += bytes(i % 251 for i in range(int(size)))
     return bytes(out)
 
@@ -160,7 +160,8 @@ def test_llama_in_files_from_before_gguf(
 
 
 OLD: dict[str, tuple[bytes, str]] = {
-    "old quantisation": (ggml_model(version=2, kind=8), "replaced in May 2023"),
+    "blocks of another version": (ggml_model(version=2, kind=8), "does not fit|cut short|damaged"),
+    "a type it did not have": (ggml_model(kind=9), "has the type 9, which GGJT 3 did not have"),
     "unknown version": (ggml_model(version=9), "unknown version 9"),
     "adapter": (ggml_model(b"algg", 1), "a LoRA adapter"),
     "another architecture": (

@@ -1,8 +1,8 @@
 """Recognises the files from before GGUF: GGML, GGMF and GGJT, and reads LLaMA models in them.
 
-Knows: the layout that llama.cpp wrote until August 2023, for LLaMA; that its quantisations changed
-twice. Does not know: other architectures of that time (GPT-J, Whisper…), which used the same magic
-with other headers and cannot be told apart; they are refused with that explanation.
+Knows: the layout that llama.cpp wrote until August 2023, for LLaMA. Does not know: the blocks of
+each version and the other architectures of that time (`_ggml_kinds.py`), which used the same magic
+numbers with other headers; they are named and refused.
 
     magic u32 · version u32 (not GGML) · vocab, width, mult, heads, layers, rotation, type u32 each
     vocab times: length u32 · bytes · score f32 (not GGML)
@@ -23,17 +23,27 @@ from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import ModelInfo
 
 from ._files import MAX_ENTRIES, Bad, Opened, Place, Source, naming
+from ._ggml_kinds import LAYOUTS, stranger
 from ._hub import checked_info
 from ._parts import count
-from .gguf_types import KINDS
 
 CONTEXT: Final = 2048
 """Tokens that LLaMA 1 and Llama 2 in this format were at least trained for; the file is silent."""
-_MAGICS: Final = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
+_MAGICS: Final = {
+    b"lmgg": "GGML",
+    b"fmgg": "GGMF",
+    b"tjgg": "GGJT",
+    b"algg": "GGLA",
+    b"ccgg": "GGCC",
+}
 _MAX_VOCABULARY: Final = 1_000_000
 _MAX_WORD: Final = 4096
 _WAY: Final = (
     "download the model as GGUF; or convert its original weights: `llmrr convert FOLDER model.gguf`"
+)
+_OTHERS: Final = (
+    "look for the model as GGUF, or for its original weights (a folder with safetensors), which"
+    " `llmrr inspect FOLDER --why` finds an engine for"
 )
 
 
@@ -46,8 +56,8 @@ def describe(path: Path) -> ModelInfo:
     """The facts of a LLaMA model in one of these files.
 
     Raises:
-        ModelFileError: it is damaged, of another architecture, or in a quantisation that nothing
-            reads any more; says how to come to a file that can be used.
+        ModelFileError: it is damaged or of another architecture; says which, and how to come to a
+            file that can be used.
     """
     with naming(path):
         return _File(path).info
@@ -55,6 +65,10 @@ def describe(path: Path) -> ModelInfo:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The weights under their names of that time (`layers.0.attention.wq.weight`).
+
+    Quantised ones have the type of GGUF where their blocks are the same, else one of `LAYOUTS`.
+    `config` has the keys of GGUF; its tokens are as in the file, bytes that are no UTF-8 with
+    `surrogateescape`.
 
     Raises:
         ModelFileError: as `describe`.
@@ -78,7 +92,16 @@ class _File:
                 raise Bad(f"it has {self._size} bytes, too few for a model", _WAY)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 self._data, self._at = data, 4
-                self._read(_MAGICS.get(data[:4], ""))
+                try:
+                    self._read(_MAGICS.get(data[:4], ""))
+                except Bad:
+                    if not (what := stranger(data)):
+                        raise
+                    raise Bad(
+                        f"it holds a model of another kind than LLaMA: {what}, in a format of 2023"
+                        " that only the program it was made for reads",
+                        _OTHERS,
+                    ) from None
 
     def _read(self, kind: str) -> None:
         if kind == "GGLA":
@@ -86,6 +109,7 @@ class _File:
         self.kind, self.version = kind, 0 if kind == "GGML" else self._numbers(1)[0]
         if self.version not in {"GGML": (0,), "GGMF": (1,), "GGJT": (1, 2, 3)}.get(kind, ()):
             raise Bad(f"it is {kind or 'no GGML'} in the unknown version {self.version}", _WAY)
+        self._layout = self.version if kind == "GGJT" else 1
         names = ("vocab", "width", "mult", "heads", "layers", "rotation", "type")
         self.sizes = dict(zip(names, self._numbers(7), strict=True))
         limits = {"vocab": _MAX_VOCABULARY, "width": 65_536, "heads": 1024, "layers": 1024}
@@ -121,13 +145,13 @@ class _File:
             raise Bad(f"a tensor of {dims} dimensions at byte {self._at}: it is damaged", _WAY)
         shape = self._numbers(dims)
         name = self._take(length).decode("utf-8", "replace")
-        if code not in KINDS or (code > 1 and self.version < 3):
+        if code not in LAYOUTS[self._layout]:
             raise Bad(
-                f"the tensor {name[:80]!r} has the type {code} of {self.kind} {self.version};"
-                " these quantisations were replaced in May 2023 and nothing reads them any more",
+                f"the tensor {name[:80]!r} has the type {code}, which {self.kind} {self.version}"
+                " did not have",
                 _WAY,
             )
-        kind, block, width = KINDS[code]
+        kind, block, width = LAYOUTS[self._layout][code]
         number = shape[0] * (shape[1] if dims == 2 else 1)
         if not number or shape[0] % block or number // block * width > self._size:
             raise Bad(f"the tensor {name[:80]!r} of shape {shape} does not fit the file", _WAY)
@@ -147,10 +171,21 @@ class _File:
         missing = {"tok_embeddings.weight", "norm.weight", "output.weight"} - self.weights.keys()
         if missing:
             raise Bad(f"it lacks the tensor {min(missing)!r}: it is no LLaMA model", _WAY)
+        have = self.weights["tok_embeddings.weight"].shape
+        if have != (self.sizes["vocab"], width):
+            part = have[-1] < width
+            raise Bad(
+                f"its embedding is {have}, not ({self.sizes['vocab']}, {width})"
+                + (
+                    ": it is one of several parts, which only programs of 2023 join" if part else ""
+                ),
+                _WAY,
+            )
         keys = self.weights.get("layers.0.attention.wk.weight")
-        kv_heads = keys.shape[0] * heads // width if keys is not None else heads
+        kv_heads = max(1, keys.shape[0] * heads // width) if keys is not None else heads
         self.config = {
             "general.architecture": "llama",
+            "general.file_type": self.sizes["type"],
             "llama.block_count": self.sizes["layers"],
             "llama.embedding_length": width,
             "llama.attention.head_count": heads,
@@ -175,7 +210,7 @@ class _File:
             value_length=width // heads,
             vocabulary=len(tokens),
             tokenizer="spm",
-            notes=(f"{self.kind} {self.version}, from before GGUF: read here, not run",),
+            notes=(f"{self.kind} {self.version}, from before GGUF: converted when it is loaded",),
             **count(self.weights.values()),
         )
 
