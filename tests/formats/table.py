@@ -51,10 +51,10 @@ class Cell(Struct, frozen=True):
 # ---------------------------------------------------------------- the forms
 
 
-def _converted(want: str, type: str | None = None) -> Callable[[Path], Path]:
+def _converted(want: str, quantize: str = "") -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         target = folder / ("model.gguf" if want == "gguf" else "model")
-        options = Options() if type is None else Options(type=type)
+        options = Options(quantize=quantize)
         return run.convert(ZOO, target, want, options=options).path
 
     return make
