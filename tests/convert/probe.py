@@ -1,8 +1,9 @@
 """Asks a GGUF file through llama.cpp: `python probe.py FILE ANSWER < ORDER`, in its own process.
 
-The order is JSON: `{"prompts": [[id, …], …], "steps": n, "embed": false, "texts": [...]}`. The
-answer is JSON in the file `ANSWER`: for each prompt the greedy ids and the
-log-probabilities of every token at every step, or its embedding; for each text its ids.
+The order is JSON: `{"prompts": [[id, …], …], "steps": n, "embed": false, "texts": [...]}`, and
+`lora` for the path of an adapter that is applied. The answer is JSON in the file `ANSWER`: for each
+prompt the greedy ids and the log-probabilities of every token at every step, or its embedding; for
+each text its ids.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def main() -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.ui = False
     params.embedding = order.get("embed", False)
+    if order.get("lora"):
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(order["lora"], 1.0)]
     server = xllamacpp.Server(params)
     answer = {
         "prompts": [

@@ -54,3 +54,22 @@ def test_a_refusal_has_a_next_step(
     printed = capsys.readouterr().err
     assert message in printed
     assert "hint: " in printed
+
+
+def test_an_adapter_becomes_a_file_for_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("safetensors")
+    from . import adapters
+
+    folder = adapters.make(Path(SOURCE), tmp_path / "lora", only=("q_proj",))
+    assert main(["convert", str(folder)]) == 1
+    printed = capsys.readouterr().err
+    assert "not said for which model" in printed
+    assert "--base" in printed
+    assert main(["convert", str(folder), "--base", "zoo:tiny-chat"]) == 0
+    assert capsys.readouterr().out.startswith(str(tmp_path / "lora-F16.gguf"))
+    assert main(["inspect", str(tmp_path / "lora-F16.gguf")]) == 0
+    assert "a LoRA adapter, which changes a model" in capsys.readouterr().out
+    assert main(["convert", SOURCE, str(tmp_path / "m.gguf"), "--base", SOURCE]) == 1
+    assert "`--base` is for adapters" in capsys.readouterr().err

@@ -50,9 +50,10 @@ EVERY = 10
     default=0,
     help="Tokens of context, for the same files; 2048 if unsaid.",
 )
+@click.option("--base", metavar="MODEL", help="For an adapter: the model it was made for.")
 @click.option("--plan", "only_plan", is_flag=True, help="Show the steps and convert nothing.")
 @click.option("--force", is_flag=True, help="Replace DST.")
-def command(
+def command(  # noqa: PLR0913 - one per option
     source: str,
     target: Path | None,
     want: str | None,
@@ -60,26 +61,30 @@ def command(
     *,
     eps: float,
     context: int,
+    base: str | None,
     only_plan: bool,
     force: bool,
 ) -> int:
     """Convert the model SRC, a file, folder or reference, to DST.
 
-    Without DST the result lies beside SRC, or here if SRC is a reference.
+    Without DST the result lies beside SRC, or here if SRC is a reference. A folder with a LoRA
+    adapter of PEFT becomes a GGUF adapter for the model of `--base`.
     """
     from llm_runner_router.convert import run
+    from llm_runner_router.convert.base import Options
 
     path = _source(source)
     want = want or _kind_named(target)
     have = run.kind_of(path)
+    if have == "peft" and want == "gguf":
+        want = "gguf-adapter"
     steps = run.steps_for(path, want, have=have)
     target = target or _beside(source, path, want, "" if have in KEPT else type_)
     if only_plan:
         _show(path, have, want, steps)
         return 0
-    from llm_runner_router.convert.base import Options
-
-    options = Options(type=type_.lower(), eps=eps, context=context)
+    asked = _base(base, have, path)
+    options = Options(type=type_.lower(), eps=eps, context=context, base=asked)
     result = asyncio.run(_convert(path, target, want, options, force))
     output.dim(f"{result.have} → {result.want}")
     print(f"{result.path}  {_bytes(result.bytes)}")
@@ -98,7 +103,28 @@ def _source(source: str) -> Path:
     from llm_runner_router.models.resolve import resolve
     from llm_runner_router.refs import parse
 
-    return resolve(parse(source)).path
+    return resolve(parse(source), part=None).path
+
+
+def _base(base: str | None, have: str, path: Path) -> str:
+    """What is to be known of the model that an adapter was made for; empty for a model.
+
+    Raises:
+        RunnerError: it is not said, or there is no such model.
+    """
+    if have != "peft":
+        if base is not None:
+            raise BadRequest(f"`--base` is for adapters, and `{path}` is none", param="base")
+        return ""
+    if base is None:
+        raise BadRequest(
+            f"`{path}` is a LoRA adapter, and it is not said for which model",
+            param="base",
+            hint="name it: `--base ./model`, a folder, a GGUF file or a reference",
+        )
+    from llm_runner_router.convert.peft import base_settings
+
+    return base_settings(_source(base))
 
 
 def _kind_named(target: Path | None) -> str:

@@ -89,7 +89,7 @@ def located(model: str) -> Path:
     path = Path(model.removeprefix("file:")).expanduser()
     if path.exists():
         return path
-    return resolve(refs.parse(model)).path
+    return resolve(refs.parse(model), part=None).path
 
 
 def gather(path: Path) -> Facts:

@@ -48,6 +48,8 @@ class Options(Struct, frozen=True):
     0 for the default of `ggml_gguf.py`."""
     context: int = 0
     """Tokens of context, for the same files; 0 for the default."""
+    base: str = ""
+    """For an adapter: the settings of the model that it changes (`peft.base_settings`)."""
 
 
 class Tick(Protocol):

@@ -94,7 +94,7 @@ def plan(raw: Mapping[str, object], weights: Mapping[str, Weight]) -> Plan:
 
 
 def _plan(config: Config, weights: Mapping[str, Weight]) -> Plan:
-    family = _family(config)
+    family = family_of(config)
     _check_plain(config)
     family.check(config)
     kind = config.rope["rope_type"].lower()
@@ -109,8 +109,8 @@ def _plan(config: Config, weights: Mapping[str, Weight]) -> Plan:
             senses += 1
             continue
         name = usual_name(source)
-        layer = _LAYER.search(f".{name}")
-        if layer is not None and int(layer[1]) >= config.layers:
+        layer = layer_of(name)
+        if layer is not None and layer >= config.layers:
             continue  # layers that only predict several tokens at once
         planned = rows.plan(context, name, source)
         if planned is None:
@@ -136,7 +136,19 @@ def usual_name(source: str) -> str:
     return source
 
 
-def _family(config: Config) -> Family:
+def layer_of(name: str) -> int | None:
+    """The layer in a tensor's usual name; None for one that belongs to none."""
+    found = _LAYER.search(f".{name}")
+    return None if found is None else int(found[1])
+
+
+def family_of(config: Config) -> Family:
+    """The family of a model, by the class that it names.
+
+    Raises:
+        ModelFileError: it names none.
+        Unsupported: that class is not converted.
+    """
     known = families()
     if config.architecture in known:
         return known[config.architecture]

@@ -9,7 +9,8 @@ A kind is a format together with how it is laid out on disk:
     safetensors  a folder as on Hugging Face      pytorch       the same with pickled weights
     mlx          the same with MLX's quantisation tfjs          `model.json` and its shards
     onnx         a graph                          onnx-genai    a folder for onnxruntime-genai
-    ggml         the files before GGUF
+    ggml         the files before GGUF            peft          a folder with a LoRA adapter
+    gguf-adapter one file with a LoRA adapter
 
 Plugins may add kinds; a kind is any name that a converter reads or writes.
 """
@@ -34,8 +35,10 @@ KINDS: Final[dict[str, str]] = {
     "onnx": "an ONNX graph",
     "onnx-genai": "a folder for onnxruntime-genai",
     "ggml": "a file from before GGUF",
+    "peft": "a folder with a LoRA adapter of PEFT",
+    "gguf-adapter": "a GGUF file with a LoRA adapter",
 }
-FILES: Final = frozenset({"gguf", "bitnet-gguf", "ggml"})
+FILES: Final = frozenset({"gguf", "bitnet-gguf", "ggml", "gguf-adapter"})
 """Kinds that are one file; the others are folders."""
 STEP_COST: Final = 1.0
 """Seconds counted for each step besides its work: of two equal ways the shorter one is taken."""

@@ -67,13 +67,23 @@ def kind_of(path: Path) -> str:
     Raises:
         ModelFileError: no format knows it.
     """
-    name = detect.detect(path).name
+    found = detect.detect(path)
+    name = found.name
     if name == "onnx":
         folder = path if path.is_dir() else path.parent
         return "onnx-genai" if (folder / "genai_config.json").is_file() else "onnx"
-    if name == "gguf" and set(BITNET.values()) & detect.describe(path).types.keys():
-        return "bitnet-gguf"
+    if name == "gguf" or (name in ("safetensors", "pytorch") and _has_adapter(path)):
+        info = found.describe(path)
+        if info.part == "adapter":
+            return "gguf-adapter" if name == "gguf" else "peft"
+        detect.check_whole(path, info)
+        if set(BITNET.values()) & info.types.keys():
+            return "bitnet-gguf"
     return name
+
+
+def _has_adapter(path: Path) -> bool:
+    return ((path if path.is_dir() else path.parent) / "adapter_config.json").is_file()
 
 
 def size_of(path: Path) -> int:

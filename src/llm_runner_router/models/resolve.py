@@ -35,7 +35,7 @@ def resolve(
     zoo: Path = ZOO,
     environ: Mapping[str, str] = os.environ,
     format: str = AUTO,
-    part: str = "",
+    part: str | None = "",
 ) -> LocalModel:
     """The model that `ref` means, if it is on this machine, with its header read and checked.
 
@@ -44,7 +44,8 @@ def resolve(
     Args:
         environ: where the data folder and the other programs' folders are read.
         format: read a file or folder as this format, whatever its content looks like.
-        part: one of `info.PARTS`, where not a model is wanted but what goes with one.
+        part: one of `info.PARTS`, where not a model is wanted but what goes with one; None takes
+            anything.
 
     Raises:
         UnknownModel: it is not here; the hint says how to get it, or names the nearest.
@@ -52,7 +53,8 @@ def resolve(
         Unsupported: the reference is of a kind that is no local model.
     """
     found = _found(ref, zoo, environ, format)
-    _check_part(found, part)
+    if part is not None:
+        _check_part(found, part)
     return found
 
 
