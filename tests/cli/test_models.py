@@ -199,6 +199,24 @@ def test_offline(hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch) -> N
 # ---------------------------------------------------------------- searching
 
 
+def test_a_name_is_not_taken_from_another_model(hub: FakeHub, llmrr: Run) -> None:
+    assert llmrr("ls", "--all").out.startswith("no model files on this machine")
+    hub.repo("org/other", {"o-Q8_0.gguf": CHAT})
+    assert llmrr("pull", "hf:org/tiny", "--name", "mine", "-q").code == 0
+    assert llmrr("pull", "hf:org/tiny", "--name", "mine", "-q").code == 0  # the same once more
+    gets = len(hub.requests("resolve"))
+    refused = llmrr("pull", "hf:org/other", "--name", "mine", "-q")
+    assert refused.code != 0
+    assert "another model named 'mine'" in refused.err
+    assert "--force" in refused.err
+    assert len(hub.requests("resolve")) == gets, "it was fetched all the same"
+    shown = json.loads(llmrr("show", "mine", "--json").out)
+    assert shown["stored"]["files"][0]["path"] == "t-Q8_0.gguf"
+    assert llmrr("pull", "hf:org/other", "--name", "mine", "--force", "-q").code == 0
+    shown = json.loads(llmrr("show", "mine", "--json").out)
+    assert shown["stored"]["files"][0]["path"] == "o-Q8_0.gguf"
+
+
 def test_a_search_that_reaches_nobody_says_so_at_once(
     hub: FakeHub, llmrr: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,9 @@ def _files(as_json: bool) -> int:
     if as_json:
         output.json(found)
         return 0
+    if not found:
+        print("no model files on this machine; `llmrr pull` brings some, `llmrr search` finds them")
+        return 0
     rows = [(f.name, format_size(f.size), f.owner, f.path) for f in found]
     output.table(("MODEL", "SIZE", "OF", "PATH"), rows, numbers=("SIZE",))
     return 0

@@ -17,16 +17,18 @@ from .group import Verb
 @click.command("pull", cls=Verb)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--name", metavar="NAME", help="Keep it under this name (for one MODEL).")
+@click.option("--force", is_flag=True, help="The name may mean another model so far.")
 @signed.options
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="What is here now, as JSON.")
-def command(
+def command(  # noqa: PLR0913 - one per option
     models: tuple[str, ...],
     name: str | None,
     signature: Path | None,
     public_key: Path | None,
     identity: str,
     issuer: str,
+    force: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -44,7 +46,8 @@ def command(
     asked = signed.Signature(signature, public_key, identity, issuer)
     accept = asked.check if asked.wanted else None
     pulled = [
-        pulling.pull(refs.parse(model), name=name, quiet=quiet, accept=accept) for model in models
+        pulling.pull(refs.parse(model), name=name, quiet=quiet, accept=accept, replace=force)
+        for model in models
     ]
     if as_json:
         output.json(pulled)

@@ -34,6 +34,7 @@ def pull(
     name: str | None = None,
     quiet: bool = False,
     accept: Callable[[Stored, Store], None] | None = None,
+    replace: bool = False,
 ) -> Stored:
     """Bring a model here and show how; the arguments are those of `Puller.pull`.
 
@@ -45,7 +46,8 @@ def pull(
 
     with watching(quiet) as watch:
         try:
-            return asyncio.run(Puller(os.environ, watch).pull(ref, name=name, accept=accept))
+            puller = Puller(os.environ, watch)
+            return asyncio.run(puller.pull(ref, name=name, accept=accept, replace=replace))
         except KeyboardInterrupt:
             watch.say("stopped; what came is kept, the same command goes on with it")
             raise

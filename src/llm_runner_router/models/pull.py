@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from llm_runner_router.errors import Unavailable
+from llm_runner_router.errors import BadRequest, Unavailable
 from llm_runner_router.home import Home, find
 from llm_runner_router.refs import Ref
 from llm_runner_router.units import format_size
@@ -68,6 +68,7 @@ class Puller:
         name: str | None = None,
         source: Source | None = None,
         accept: Callable[[Stored, Store], None] | None = None,
+        replace: bool = False,
     ) -> Stored:
         """Bring `ref` here and give it a name; what is there already is checked, not fetched.
 
@@ -75,8 +76,11 @@ class Puller:
             name: another name than the reference.
             source: where it comes from; default is the reference's own.
             accept: asked before the name is given; what it raises refuses the model.
+            replace: `name` may mean another model so far. A reference is brought up to date in
+                any case.
 
         Raises:
+            BadRequest: `name` means another model.
             NotFound, UpstreamError, Unavailable, BadResponse: nothing has a new name then, and
                 what came is kept for the next time.
         """
@@ -92,6 +96,9 @@ class Puller:
             manifest = check(await source.manifest(ref))
             for note in manifest.notes:
                 self._watch.say(note)
+            known = [file.digest for file in manifest.files]
+            if name is not None and not replace and all(known):
+                self._check_free(name, {d.hex for d in known if d and d.algorithm == "sha256"})
             shelf = _shelf(self, ref, manifest)
             self._check_space(manifest, shelf)
             await stack.enter_async_context(waiting(self.store.pulling(), patience=60.0))
@@ -106,6 +113,8 @@ class Puller:
                 license=manifest.license,
                 notes=manifest.notes,
             )
+            if name is not None and not replace:
+                self._check_free(name, {file.sha256 for file in files})
             if accept is not None:
                 self._watch.say("verifying signature")
                 await asyncio.to_thread(accept, stored, self.store)
@@ -118,6 +127,17 @@ class Puller:
         kept = self.store.get(stored.name)
         assert kept is not None, "a name that was put is there"
         return kept
+
+    def _check_free(self, name: str, wanted: set[str]) -> None:
+        """See that `name` means nothing yet, or has every file of the digests `wanted`."""
+        have = self.store.get(name)
+        if have is None or wanted <= {file.sha256 for file in have.files}:
+            return
+        raise BadRequest(
+            f"the store has another model named {name!r}, from {have.source}",
+            param="name",
+            hint=f"take another name, `llmrr rm {name}` first, or `--force`",
+        )
 
     def _remember_ours(self, files: list[StoredFile]) -> list[StoredFile]:
         """What an earlier pull put outside the store is still ours, also if it was stopped."""
