@@ -1,7 +1,8 @@
 """The one owner of the scheduler: it performs the effects and tells what happened.
 
-Knows: workers, the spare, plans, leases. Does not know: requests' contents, HTTP. Everybody else
-asks for a lease and gives it back; state is read from outside only to show it.
+Knows: runners, plans, leases. Does not know: requests' contents, HTTP, how a process becomes a
+runner (`loader.py`). Everybody else asks for a lease and gives it back; state is read from outside
+only to show it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -25,26 +25,24 @@ from llm_runner_router.config import Engine
 from llm_runner_router.errors import (
     DeadlineExceeded,
     EngineError,
-    LoadFailed,
     RunnerError,
     Unavailable,
 )
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import base, devices, drafts, fit, llamacpp, placing, speculate, threads
+from . import base, devices, fit, llamacpp, placing, threads
 from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose, purpose_of
 from .live import key as key_of
+from .loader import Loader
 from .refused import refusal
 from .scheduler import Scheduler
 from .select import EngineSelector
 from .slots import CALM, HURRY, Prompts
-from .spare import Spare
 from .status import RunnerStatus as RunnerStatus
 from .status import rows
-from .worker import Report, Worker
 
 Event = Callable[[float], list[Effect]]
 
@@ -85,7 +83,6 @@ class Residency:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._environ = environ
         self._logs = logs
         self._look = machine or (lambda busy: devices.look(busy=busy))
         self._engines = engines or EngineSelector(lambda: self._look(0))
@@ -100,8 +97,10 @@ class Residency:
                 queue_timeout=settings.queue_timeout,
             )
         )
-        self._spare = Spare(self._spawn)
         self._prompts = Prompts(prompts, settings.saved_prompts, clock)
+        self._loader = Loader(
+            settings, self._plan, self._prompts, clock=clock, environ=environ, logs=logs
+        )
         self._known: dict[str, Known] = {}
         self._live: dict[int, Live] = {}
         self._waiting: dict[int, asyncio.Future[Live]] = {}
@@ -109,8 +108,6 @@ class Residency:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spare_wait: threads.Wait = "passive"
-        """How the next spare waits: as the last model did that was loaded; tiny ones at first."""
         self._turning = False
         self._open = False
 
@@ -123,8 +120,7 @@ class Residency:
         self._meter.sample(())
         self._spawn_task(self._keep_time(), "clock")
         self._spawn_task(self._watch_load(), "load meter")
-        if self._settings.spare:
-            self._refill()
+        self._refill()
         return self
 
     async def __aexit__(
@@ -144,7 +140,7 @@ class Residency:
                 if not task.get_name().startswith("runner"):
                     task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._spare.close()
+            await self._loader.close()
             await self._prompts.close()
         finally:
             for live in self._live.values():  # cancelled half-way: leave nothing running
@@ -251,7 +247,7 @@ class Residency:
     @property
     def spare_pid(self) -> int | None:
         """Process id of the spare; for display."""
-        return self._spare.pid
+        return self._loader.spare_pid
 
     # ------------------------------------------------------------ the scheduler
 
@@ -330,15 +326,14 @@ class Residency:
         """The life of one runner process, from start to exit."""
         message = "it was stopped while loading"
         try:
-            await self._load(live)
+            await self._loader.load(live)
             if not live.stop.is_set():
                 self._post(partial(self._scheduler.on_loaded, number))
                 if live.known is not self._known[live.known.need.key]:
                     # A better form of it was made while it was loading.
                     self._post(partial(self._scheduler.on_replan, live.known.need.key))
                 self._measure(number, live)
-                if self._settings.spare:
-                    self._refill()
+                self._refill()
                 await self._attend(live)
                 await self._keep_prompts(live)
         except (EngineError, OSError) as exc:
@@ -350,61 +345,6 @@ class Residency:
             if live.worker is not None:
                 await live.worker.stop()
             self._ended(number, live, message)
-
-    async def _load(self, live: Live) -> None:
-        known, began = live.known, self._clock()
-        plan = live.plan = self._plan(known, None)
-        worker = await self._from_spare(known, plan)
-        live.from_spare = worker is not None
-        worker = self._owned(live, worker or await self._spawn(plan.wait, known.engine.RUNNER))
-        if live.stop.is_set():
-            return
-        key = secrets.token_urlsafe(24)
-        folder = self._prompts.folder() if placing.is_fast(known) else None
-        order = known.engine.order(known.model, plan, known.placement, key, known.purpose)
-        if folder is not None:
-            order = llamacpp.saving(order, folder)
-        order = await self._guessing(live, order)
-        try:
-            report = await worker.load(order, self._settings.load_timeout)
-        except LoadFailed:
-            if not live.from_spare or worker.answered or live.stop.is_set():
-                raise
-            # The spare ended without a word: it was most likely dead before it read the order,
-            # which says nothing about the model.
-            live.from_spare = False
-            worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
-            if live.stop.is_set():
-                return
-            report = await worker.load(order, self._settings.load_timeout)
-        if worker.unknown:
-            _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
-        endpoint = _endpoint(report, key, known)
-        if folder is not None and not await self._prompts.restore(live, endpoint):
-            await worker.stop()
-            worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
-            if live.stop.is_set():
-                return
-            report = await worker.load(order, self._settings.load_timeout)
-            endpoint = _endpoint(report, key, known)
-        live.endpoint = endpoint
-        live.since = self._clock()
-        live.load_seconds = live.since - began
-
-    async def _from_spare(self, known: Known, plan: threads.CpuPlan) -> Worker | None:
-        """The spare process, if it has imported the engine that `known` needs."""
-        if known.engine.RUNNER != llamacpp.RUNNER:
-            return None
-        worker = await self._spare.take(plan)
-        self._spare_wait = plan.wait
-        return worker
-
-    def _owned(self, live: Live, worker: Worker) -> Worker:
-        """`worker`, now the process of `live`, with its log where logs go."""
-        live.worker = worker
-        if self._logs is not None:
-            worker.keep_log(_log_file(self._logs, live.known))
-        return worker
 
     async def _attend(self, live: Live) -> None:
         """Until the process ends or is to be stopped."""
@@ -419,26 +359,6 @@ class Residency:
             await asyncio.gather(exited, stopped, return_exceptions=True)
         if not live.stop.is_set():
             live.crash = live.worker.crashed()
-
-    def _guesses(self, known: Known, now: speculate.Guesses = "") -> speculate.Guesses:
-        """How a runner of `known` would guess ahead if it were started now; `now`: as it does."""
-        if not placing.is_fast(known):
-            return ""
-        draft = known.model.draft is not None
-        mode, size = self._settings.speculate, known.model.info.bytes
-        return speculate.wanted(mode, known.pace, size, draft=draft, now=now)
-
-    async def _guessing(self, live: Live, order: dict[str, Any]) -> dict[str, Any]:
-        """`order`, with the guesses that pay now."""
-        known, draft = live.known, live.known.model.draft
-        if draft is not None and placing.is_fast(known) and not known.draft_checked:
-            # Before it is needed: a wrong one is told at once, not when it would begin to pay.
-            await asyncio.to_thread(drafts.check, known.model, draft)
-            known.draft_checked = True
-        live.guesses = self._guesses(known)
-        if live.guesses == "draft" and draft is not None:
-            return llamacpp.drafting(order, draft)
-        return llamacpp.guessing(order) if live.guesses else order
 
     def _measure(self, number: int, live: Live) -> None:
         """Replace the estimate of a runner's memory by what it takes and may still take."""
@@ -540,26 +460,17 @@ class Residency:
             if live.known.engine.RUNNER != llamacpp.RUNNER:
                 continue  # the plans were measured with that engine; others load for seconds
             wanted = self._plan(live.known, live.worker.pid)
-            other = live.endpoint is not None and live.guesses != self._guesses(
+            other = live.endpoint is not None and live.guesses != self._loader.guesses(
                 live.known, live.guesses
             )
             if self._retune.observe(view.key, live.plan, wanted, now) or other:
                 self._post(partial(self._scheduler.on_replan, view.key))
 
-    def _refill(self) -> None:
-        if self._open:
-            self._spawn_task(self._refilled(), "spare")
-
-    async def _refilled(self) -> None:
-        try:
-            await self._spare.refill(self._spare_wait)
-        except OSError as exc:  # no process to be had; the next load says so to whom it concerns
-            _log.warning("cannot start a spare runner: %s", exc)
-
     # ------------------------------------------------------------ processes and tasks
 
-    async def _spawn(self, wait: threads.Wait, runner: str = llamacpp.RUNNER) -> Worker:
-        return await Worker.start(wait, runner, environ=self._environ)
+    def _refill(self) -> None:
+        if self._open and self._settings.spare:
+            self._spawn_task(self._loader.refill(), "spare")
 
     def _pids(self) -> list[int]:
         workers = (live.worker for live in self._live.values())
@@ -570,14 +481,3 @@ class Residency:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _log_file(folder: Path, known: Known) -> Path:
-    name = "".join(c if c.isalnum() or c in "-." else "_" for c in known.model.name)[-80:]
-    return folder / f"{name}.{known.purpose}.log"
-
-
-def _endpoint(report: Report, key: str, known: Known) -> Endpoint:
-    """Where a runner answers, as it reported; `key` is what it was told to ask for."""
-    name = report.model or known.model.name
-    return Endpoint(f"{report.address}/v1", report.api_key or key, name)
