@@ -17,8 +17,8 @@ from llm_runner_router.types import Decision, Message, Request
 
 from . import openai_chat
 from .base import Gateway
+from .codec import check_model, parse
 from .exchange import Exchange
-from .openai_json import check_model, parse
 
 Handler = Callable[[Exchange, str], Awaitable[None]]
 

@@ -2,16 +2,13 @@
 
 Knows: `POST /v1/messages` and `/v1/messages/count_tokens`, their events and errors. Does not know:
 who answers, HTTP.
-
-A message of the user's that holds results of tools becomes one message per result and one with the
-rest, as the other dialects have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from math import isfinite
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -19,32 +16,21 @@ from msgspec import Raw, Struct
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import (
     Delta,
-    FileData,
-    FilePart,
-    ForeignPart,
-    ImagePart,
-    ImageURL,
-    Message,
-    Part,
     Reasoning,
-    RedactedPart,
     Request,
     RequestWire,
     ResponseFormat,
     Sampling,
-    TextPart,
-    ThinkingPart,
     TokenizeRequest,
     Tool,
-    ToolCall,
 )
 
+from .anthropic_read import Block, Turn, conversation, given
 from .anthropic_write import DIALECT, EventWriter, Relay, error, message, stream_error
 from .base import Reply
-from .openai_json import (
+from .codec import (
     MAX_STOPS,
     Writer,
-    answer_of,
     check_model,
     events,
     extra,
@@ -53,49 +39,10 @@ from .openai_json import (
     parse,
     raw_fields,
     relayed,
+    whole,
 )
 
 __all__ = ["DIALECT", "decode", "decode_count", "encode", "encode_count", "error", "stream_error"]
-
-V = TypeVar("V")
-
-
-class _Source(Struct, frozen=True):
-    type: str
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-    file_id: str | None = None
-    content: Any = None
-
-
-class _Switch(Struct, frozen=True):
-    enabled: bool | None = None
-
-
-class _Block(Struct, frozen=True):
-    """Any block; which fields count depends on `type`."""
-
-    type: str
-    text: str | None = None
-    source: _Source | None = None
-    title: str | None = None
-    citations: Any = None
-    thinking: str | None = None
-    signature: str | None = None
-    data: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | list[_Block] | None = None
-    is_error: bool | None = None
-    cache_control: dict[str, Any] | None = None
-
-
-class _Message(Struct, frozen=True):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[_Block]
 
 
 class _Tool(Struct, frozen=True):
@@ -137,8 +84,8 @@ class _Asked(Struct, frozen=True, kw_only=True):
     """What both routes take."""
 
     model: str
-    messages: list[_Message]
-    system: str | list[_Block] | None = None
+    messages: list[Turn]
+    system: str | list[Block] | None = None
     tools: list[_Tool] | None = None
     tool_choice: _Choice | None = None
     thinking: _Thinking | None = None
@@ -179,7 +126,7 @@ def decode(body: bytes) -> Request:
     parallel = None if choice is None else choice.disable_parallel_tool_use
     return Request(
         model=asked.model,
-        messages=tuple(_conversation(asked)),
+        messages=tuple(conversation(asked.system, asked.messages)),
         tools=tools,
         tool_choice=_tool_choice(choice, tools),
         parallel_tool_calls=None if parallel is None else not parallel,
@@ -207,7 +154,9 @@ def decode_count(body: bytes) -> TokenizeRequest:
     asked = parse(_count_decoder, body)
     check_model(asked.model)
     return TokenizeRequest(
-        model=asked.model, messages=tuple(_conversation(asked)), tools=_tools(asked)
+        model=asked.model,
+        messages=tuple(conversation(asked.system, asked.messages)),
+        tools=_tools(asked),
     )
 
 
@@ -218,134 +167,6 @@ class _Count(Struct, frozen=True):
 def encode_count(tokens: int) -> bytes:
     """`{"input_tokens": n}`."""
     return msgspec.json.encode(_Count(tokens))
-
-
-# ---------------------------------------------------------------- the conversation
-
-
-def _conversation(asked: _Asked) -> Iterator[Message]:
-    if not asked.messages:
-        raise BadRequest("'messages' is empty", param="messages", code="invalid_value")
-    if isinstance(asked.system, str):
-        if asked.system:
-            yield Message("system", asked.system)
-    elif asked.system:
-        parts = _parts(asked.system, "system")
-        yield Message("system", _plain(parts))
-    for i, turn in enumerate(asked.messages):
-        yield from _turn(turn, f"messages[{i}]")
-
-
-def _turn(turn: _Message, path: str) -> Iterator[Message]:
-    if isinstance(turn.content, str):
-        yield Message(turn.role, turn.content)
-        return
-    if turn.role == "assistant":
-        yield _assistant(turn.content, path)
-        return
-    pending: list[_Block] = []
-    for k, block in enumerate(turn.content):
-        if block.type != "tool_result":
-            pending.append(block)
-            continue
-        if pending:
-            yield Message(turn.role, _plain(_parts(pending, path + ".content")))
-            pending = []
-        yield _result(block, f"{path}.content[{k}]")
-    if pending:
-        yield Message(turn.role, _plain(_parts(pending, path + ".content")))
-
-
-def _assistant(blocks: list[_Block], path: str) -> Message:
-    spoken = [block for block in blocks if block.type != "tool_use"]
-    calls = []
-    for k, block in enumerate(blocks):
-        if block.type == "tool_use":
-            where = f"{path}.content[{k}]"
-            given = msgspec.json.encode(block.input or {}).decode()
-            name, id = _given(block.name, f"{where}.name"), _given(block.id, f"{where}.id")
-            calls.append(ToolCall(id, name, given, block.cache_control))
-    content = _plain(_parts(spoken, path + ".content")) if spoken else None
-    return Message("assistant", content, tool_calls=tuple(calls))
-
-
-def _result(block: _Block, path: str) -> Message:
-    content: str | tuple[Part, ...] = ""
-    if isinstance(block.content, str):
-        content = block.content
-    elif block.content:
-        content = _plain(_parts(block.content, path + ".content"))
-    return Message(
-        "tool",
-        content,
-        tool_call_id=_given(block.tool_use_id, f"{path}.tool_use_id"),
-        is_error=block.is_error is True,
-        cache_control=block.cache_control,
-    )
-
-
-def _plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
-    """A lone text as a string, which every template knows."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart) and parts[0].cache_control is None:
-        return parts[0].text
-    return parts
-
-
-def _parts(blocks: list[_Block], path: str) -> tuple[Part, ...]:
-    return tuple(_part(block, f"{path}[{k}]") for k, block in enumerate(blocks))
-
-
-def _part(block: _Block, path: str) -> Part:
-    kind = block.type
-    if kind == "text":
-        return TextPart(_given(block.text, f"{path}.text", empty=True), block.cache_control)
-    if kind == "image":
-        url = _image(_given(block.source, f"{path}.source"), path)
-        return ImagePart(ImageURL(url), block.cache_control)
-    if kind == "document":
-        return _document(block, _given(block.source, f"{path}.source"), path)
-    if kind == "thinking":
-        thought = _given(block.thinking, f"{path}.thinking", empty=True)
-        return ThinkingPart(thought, block.signature)
-    if kind == "redacted_thinking":
-        return RedactedPart(_given(block.data, f"{path}.data"))
-    return ForeignPart(kind)
-
-
-def _given(value: V | None, path: str, *, empty: bool = False) -> V:
-    if value is None or (value == "" and not empty):
-        raise BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
-    return value
-
-
-def _image(source: _Source, path: str) -> str:
-    if source.type == "url":
-        return _given(source.url, f"{path}.source.url")
-    if source.type == "base64":
-        kind = _given(source.media_type, f"{path}.source.media_type")
-        return f"data:{kind};base64,{_given(source.data, f'{path}.source.data')}"
-    where = f"{path}.source.type"
-    raise BadRequest(f"{where!r} must be base64 or url, not {source.type[:40]!r}", param=where)
-
-
-def _document(block: _Block, source: _Source, path: str) -> Part:
-    cited = isinstance(block.citations, dict) and block.citations.get("enabled") is True
-    if source.type == "url":
-        data = FileData(file_url=_given(source.url, f"{path}.source.url"), filename=block.title)
-    elif source.type == "file":
-        data = FileData(file_id=_given(source.file_id, f"{path}.source.file_id"))
-    elif source.type == "base64":
-        kind = _given(source.media_type, f"{path}.source.media_type")
-        text = _given(source.data, f"{path}.source.data")
-        data = FileData(f"data:{kind};base64,{text}", filename=block.title)
-    elif source.type == "text":
-        from urllib.parse import quote
-
-        text = quote(_given(source.data, f"{path}.source.data", empty=True))
-        data = FileData(f"data:text/plain;charset=utf-8,{text}", filename=block.title)
-    else:
-        return ForeignPart(f"document of {source.type[:40]}")
-    return FilePart(data, block.cache_control, cited)
 
 
 # ---------------------------------------------------------------- how to answer
@@ -362,7 +183,7 @@ def _tool(tool: _Tool, path: str) -> Tool:
         param = f"{path}.input_schema"
         raise BadRequest(f"{param!r} is missing", param=param, code="missing_required_parameter")
     return Tool(
-        name=_given(tool.name, f"{path}.name"),
+        name=given(tool.name, f"{path}.name"),
         description=tool.description,
         parameters=Raw(msgspec.json.encode(tool.input_schema)),
         strict=tool.strict,
@@ -374,7 +195,7 @@ def _tool_choice(choice: _Choice | None, tools: tuple[Tool, ...]) -> str | None:
     if choice is None:
         return None
     if choice.type == "tool":
-        name = _given(choice.name, "tool_choice.name")
+        name = given(choice.name, "tool_choice.name")
         if all(tool.name != name for tool in tools):
             known = ", ".join(tool.name for tool in tools) or "none"
             raise BadRequest(
@@ -400,7 +221,7 @@ def _format(output: _Output | None) -> ResponseFormat | None:
     path = "output_config.format"
     if wanted.type != "json_schema":
         raise BadRequest(f"'{path}.type' must be json_schema", param=f"{path}.type")
-    schema = _given(wanted.schema, f"{path}.schema")
+    schema = given(wanted.schema, f"{path}.schema")
     return ResponseFormat("json_schema", Raw(msgspec.json.encode(schema)), strict=True)
 
 
@@ -437,7 +258,7 @@ def _reasoning(asked: _Asked) -> Reasoning | None:
     if wanted.type == "disabled":
         return Reasoning("none")
     if wanted.type == "enabled":
-        budget = _given(wanted.budget_tokens, "thinking.budget_tokens")
+        budget = given(wanted.budget_tokens, "thinking.budget_tokens")
         limit("thinking.budget_tokens", budget, 1)
         return Reasoning(effort, budget, shown)
     return Reasoning(effort, None, shown)
@@ -460,19 +281,9 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         RunnerError: whatever the deltas raise.
     """
     if not request.stream:
-        return _whole(deltas, request, reply)
+        return whole(deltas, request, reply, DIALECT, message)
 
     def choose(first: Delta) -> Writer:
         return Relay() if relayed(first, DIALECT) else EventWriter(request, reply)
 
     return events(deltas, reply, choose)
-
-
-async def _whole(
-    deltas: AsyncIterator[Delta], request: Request, reply: Reply
-) -> AsyncIterator[bytes]:
-    answer = await answer_of(deltas, reply)
-    if answer.wire is not None and answer.wire.dialect == DIALECT:
-        yield answer.wire.data
-    else:
-        yield message(answer, request, reply)

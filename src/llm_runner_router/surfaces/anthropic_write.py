@@ -17,7 +17,7 @@ from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import Delta, Finish, ModelCard, Request, ToolCallDelta, Usage
 
 from .base import Reply
-from .openai_json import check_finished, model_name
+from .codec import check_finished, model_name
 
 DIALECT = "anthropic_messages"
 _STOPS: dict[Finish, str] = {

@@ -36,6 +36,7 @@ from . import (
 )
 from .admin import AdminRoutes
 from .base import Gateway, Reply
+from .codec import MAX_FALLBACKS
 from .exchange import (
     ClientGone,
     Exchange,
@@ -297,9 +298,9 @@ class HttpApp:
         wanted = exchange.text(b"x-llmrr-fallbacks")
         if wanted and not requests[0].fallbacks:
             chain = names(wanted.split(","))
-            if len(chain) > openai_json.MAX_FALLBACKS:
+            if len(chain) > MAX_FALLBACKS:
                 raise BadRequest(
-                    f"the header `x-llmrr-fallbacks` takes up to {openai_json.MAX_FALLBACKS} names",
+                    f"the header `x-llmrr-fallbacks` takes up to {MAX_FALLBACKS} names",
                     param="x-llmrr-fallbacks",
                 )
             requests = [msgspec.structs.replace(r, fallbacks=chain) for r in requests]

@@ -16,6 +16,7 @@ from llm_runner_router.types import (
     Message,
     Part,
     Request,
+    RequestWire,
     ResponseFormat,
     Role,
     Tool,
@@ -23,26 +24,9 @@ from llm_runner_router.types import (
 )
 
 from .base import Reply
+from .codec import Writer, check_model, events, extra, limit, parse, raw_fields, relayed, whole
 from .openai_chat_write import CHUNK, ChunkWriter, completion
-from .openai_json import (
-    Asked,
-    Relay,
-    Writer,
-    answer_of,
-    check_model,
-    error,
-    events,
-    extra,
-    fallbacks,
-    limit,
-    parse,
-    raw_fields,
-    reasoning,
-    relayed,
-    sampling,
-    stream_error,
-    wire,
-)
+from .openai_json import Asked, Relay, error, fallbacks, reasoning, sampling, stream_error
 
 __all__ = ["DIALECT", "decode", "encode", "error", "stream_error"]
 
@@ -146,7 +130,7 @@ def decode(body: bytes) -> Request:
         reasoning=reasoning(asked),
         service_tier=asked.service_tier,
         extra=extra(fields, _KNOWN),
-        wire=wire(DIALECT, fields),
+        wire=RequestWire(DIALECT, fields),
     )
 
 
@@ -277,7 +261,7 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         RunnerError: whatever the deltas raise.
     """
     if not request.stream:
-        return _whole(deltas, request, reply)
+        return whole(deltas, request, reply, DIALECT, completion)
 
     def choose(first: Delta) -> Writer:
         if relayed(first, DIALECT):
@@ -285,13 +269,3 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         return ChunkWriter(request, reply)
 
     return events(deltas, reply, choose)
-
-
-async def _whole(
-    deltas: AsyncIterator[Delta], request: Request, reply: Reply
-) -> AsyncIterator[bytes]:
-    answer = await answer_of(deltas, reply)
-    if answer.wire is not None and answer.wire.dialect == DIALECT:
-        yield answer.wire.data
-    else:
-        yield completion(answer, request, reply)

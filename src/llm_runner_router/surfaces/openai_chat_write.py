@@ -15,16 +15,8 @@ from llm_runner_router.deltas import Answer, Choice
 from llm_runner_router.types import Delta, Finish, Request, ToolCallDelta
 
 from .base import Reply
-from .openai_json import (
-    DONE,
-    UsageBody,
-    body,
-    check_finished,
-    frame,
-    model_name,
-    usage_body,
-    usage_frame,
-)
+from .codec import check_finished, model_name
+from .openai_json import DONE, UsageBody, body, frame, usage_body, usage_frame
 
 CHUNK = "chat.completion.chunk"
 

@@ -11,37 +11,38 @@ from collections.abc import AsyncIterator
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from llm_runner_router.deltas import Choice
+from llm_runner_router.deltas import Answer, Choice
 from llm_runner_router.errors import BadRequest
-from llm_runner_router.types import Delta, Finish, Request
+from llm_runner_router.types import Delta, Finish, Request, RequestWire
 
 from .base import Reply
+from .codec import (
+    Writer,
+    check_finished,
+    check_model,
+    events,
+    extra,
+    limit,
+    model_name,
+    parse,
+    raw_fields,
+    relayed,
+    whole,
+)
 from .openai_json import (
     DONE,
     Asked,
     Relay,
     UsageBody,
-    Writer,
-    answer_of,
     body,
-    check_finished,
-    check_model,
     error,
-    events,
-    extra,
     fallbacks,
     frame,
-    limit,
-    model_name,
-    parse,
-    raw_fields,
     reasoning,
-    relayed,
     sampling,
     stream_error,
     usage_body,
     usage_frame,
-    wire,
 )
 
 __all__ = ["DIALECT", "decode", "decode_all", "encode", "error", "stream_error"]
@@ -111,7 +112,7 @@ def decode_all(body: bytes) -> tuple[Request, ...]:
             reasoning=reasoning(asked),
             service_tier=asked.service_tier,
             extra=extra(fields, _KNOWN),
-            wire=wire(DIALECT, fields) if len(prompts) == 1 else None,
+            wire=RequestWire(DIALECT, fields) if len(prompts) == 1 else None,
         )
         for prompt in prompts
     )
@@ -142,7 +143,9 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         RunnerError: whatever the deltas raise.
     """
     if not request.stream:
-        return _whole(deltas, request, reply)
+        # With several prompts the bytes of one upstream are not the whole answer.
+        dialect = DIALECT if request.wire is not None else ""
+        return whole(deltas, request, reply, dialect, _completion)
 
     def choose(first: Delta) -> Writer:
         # Several prompts are told apart by the index, which upstream's events do not know.
@@ -197,18 +200,11 @@ class _TextWriter:
         return DONE
 
 
-async def _whole(
-    deltas: AsyncIterator[Delta], request: Request, reply: Reply
-) -> AsyncIterator[bytes]:
-    answer = await answer_of(deltas, reply)
-    wire = answer.wire
-    if wire is not None and wire.dialect == DIALECT and request.wire is not None:
-        yield wire.data
-        return
+def _completion(answer: Answer, request: Request, reply: Reply) -> bytes:
     choices = tuple(_choice(choice) for choice in answer.choices)
     usage = UNSET if answer.usage is None else usage_body(answer.usage)
     name = model_name(request, reply)
-    yield body(_Completion(reply.id, OBJECT, reply.created, name, choices, usage))
+    return body(_Completion(reply.id, OBJECT, reply.created, name, choices, usage))
 
 
 def _choice(choice: Choice) -> _Choice:

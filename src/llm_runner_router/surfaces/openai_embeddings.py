@@ -16,7 +16,8 @@ from msgspec import Struct
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import Embeddings, EmbedRequest
 
-from .openai_json import body, check_model, error, parse
+from .codec import check_model, parse
+from .openai_json import body, error
 
 __all__ = ["Asked", "decode", "encode", "error"]
 

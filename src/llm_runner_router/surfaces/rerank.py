@@ -19,7 +19,8 @@ from msgspec import UNSET, Struct, UnsetType
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import Ranking, RerankRequest
 
-from .openai_json import body, check_model, error, parse
+from .codec import check_model, parse
+from .openai_json import body, error
 
 __all__ = ["Asked", "decode", "encode", "error"]
 

@@ -22,7 +22,8 @@ from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import Tokenized, TokenizeRequest
 
 from . import openai_chat
-from .openai_json import check_model, error, parse
+from .codec import check_model, parse
+from .openai_json import error
 
 __all__ = ["Asked", "decode", "decode_ids", "encode", "encode_text", "error"]
 
