@@ -251,7 +251,6 @@ class App:
         try:
             return len((await self.tokens.tokenize(request)).ids), True
         except Unsupported:
-            self._tree.find(request.model)
             asked = Request(
                 request.model, request.messages, prompt=request.text, tools=request.tools
             )

@@ -208,6 +208,11 @@ def test_a_schema_is_closed() -> None:
     assert schema["additionalProperties"] is False
     assert schema["properties"]["b"]["additionalProperties"] is False
     assert fates(receipt) == {"response_format": "translated"}
+    values = {"enum": [{"type": "object"}], "default": {"type": "object"}}
+    asked = ResponseFormat("json_schema", Raw(json.dumps(values).encode()))
+    body, receipt = sent(chat(response_format=asked))
+    assert body["output_config"]["format"]["schema"] == values, "values are no schemas"
+    assert fates(receipt) == {}
     body, receipt = sent(chat(response_format=ResponseFormat("json_object")))
     assert "JSON" in body["system"][0]["text"]
     assert fates(receipt) == {"response_format": "emulated"}

@@ -13,6 +13,9 @@ from anthropic.types import MessageParam, ToolParam
 
 from llm_runner_router import errors
 from llm_runner_router.config import Server
+from llm_runner_router.providers import hosts
+from llm_runner_router.providers.http import HttpClient
+from llm_runner_router.providers.remote import RemoteTarget
 from llm_runner_router.server import serve
 from llm_runner_router.surfaces.testing import KEY, FakeGateway
 from llm_runner_router.testing import FakeTarget, deltas_of
@@ -128,3 +131,25 @@ async def test_a_stream_that_breaks_says_so() -> None:
         with pytest.raises(anthropic.APIStatusError, match="cut"):
             async with api.messages.stream(model="m", max_tokens=9, messages=HELLO) as events:
                 await events.get_final_message()
+
+
+async def test_a_schema_nested_beyond_reason_is_the_clients_mistake() -> None:
+    """Decoded in C it passes; whoever walks it in Python must not fail as if the server had."""
+    levels = 400
+    schema = '{"type":"object","properties":{"a":' * levels + "{}" + "}}" * levels
+    wanted = f'{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}'
+    body = (
+        f'{{"model":"m","messages":[{{"role":"user","content":"hi"}}],"response_format":{wanted}}}'
+    )
+    async with HttpClient() as client:
+        remote = RemoteTarget(
+            name="m", model="claude-x", client=client, host=hosts.find("anthropic")
+        )
+        async with serve(FakeGateway({"m": remote}), Server(port=0, drain=0)) as url:
+            headers = [("authorization", f"Bearer {KEY}"), ("content-type", "application/json")]
+            async with client.stream(
+                "POST", f"{url}/v1/chat/completions", headers=headers, body=body.encode()
+            ) as response:
+                told = await response.read(10_000)
+    assert response.status == 400, told
+    assert b"nested too deeply" in told

@@ -397,5 +397,8 @@ def _told(exc: Exception) -> RunnerError:
     """The error a client is told; what nobody expected is logged and not shown."""
     if isinstance(exc, RunnerError):
         return exc
+    if isinstance(exc, RecursionError):
+        # Only what clients send is walked recursively, and JSON may be nested deeper than that.
+        return BadRequest("the request is nested too deeply", code="invalid_json")
     _log.error("unexpected error while answering", exc_info=exc)
     return RunnerError("an internal error happened; the server's log says more")

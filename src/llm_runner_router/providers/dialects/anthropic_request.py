@@ -345,13 +345,17 @@ def _format(
     output["format"] = {"type": "json_schema", "schema": closed}
 
 
+_VALUES = frozenset(("enum", "const", "default", "examples"))
+"""Keywords of a schema whose values are no schemas."""
+
+
 def _closed(schema: Any) -> Any:
     """`schema` with objects closed, which is a condition there."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _closed(value) for key, value in schema.items()}
+    found = {key: v if key in _VALUES else _closed(v) for key, v in schema.items()}
     if schema.get("type") == "object":
         found["additionalProperties"] = False
     return found

@@ -10,6 +10,7 @@ cannot do is noted in a `Receipt`, never left out in silence.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from llm_runner_router.errors import RunnerError, Unsupported
 from llm_runner_router.fidelity import Receipt
+from llm_runner_router.providers.sse import SSEParser
 from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Request
 
 Header = Callable[[str], str | None]
@@ -89,7 +91,7 @@ class Framing(Protocol):
         ...
 
 
-class Dialect:
+class Dialect(ABC):
     """How one kind of upstream is talked to. Without state: one object serves all targets."""
 
     name: ClassVar[str]
@@ -97,24 +99,23 @@ class Dialect:
     accept: ClassVar[str] = "text/event-stream"
     """The media type of a stream."""
 
+    @abstractmethod
     def build(self, request: Request, model: str, quirks: Quirks, receipt: Receipt) -> WireRequest:
         """`request` for an upstream that calls the model `model`.
 
         Raises:
             Unsupported: it cannot be asked at all there; `param` says what is in the way.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def events(self, wire: WireRequest) -> Events:
         """A reader for the stream that answers `wire`."""
-        raise NotImplementedError
 
     def framing(self) -> Framing:
         """What cuts a stream of this dialect into payloads: server-sent events."""
-        from llm_runner_router.providers.sse import SSEParser
-
         return SSEParser()
 
+    @abstractmethod
     def parse_body(self, body: bytes, wire: WireRequest) -> tuple[Delta, ...]:
         """The deltas of a whole answer, one or more per choice; the first carries it as `Wire`.
 
@@ -122,11 +123,10 @@ class Dialect:
             BadResponse: not an answer.
             RunnerError: an error although the status said otherwise.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
         """The error that a response of `status` (not 200) means; `now`: seconds since 1970."""
-        raise NotImplementedError
 
     def build_embed(self, request: EmbedRequest, model: str) -> WireRequest:
         """A request for embeddings.
@@ -142,4 +142,4 @@ class Dialect:
         Raises:
             BadResponse: not that.
         """
-        raise NotImplementedError
+        raise AssertionError("`build_embed` has refused to ask")

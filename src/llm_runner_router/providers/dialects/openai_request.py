@@ -48,6 +48,7 @@ def build_request(
     is replaced and `stream_options` set, so that fields nobody has modelled survive. Any other
     request is written from its parsed form.
     """
+    receipt = receipt or Receipt()
     wire = request.wire
     if request.prompt is None or (wire is not None and wire.dialect == CHAT):
         dialect, path = CHAT, "/chat/completions"
@@ -57,7 +58,6 @@ def build_request(
     if wire is not None and wire.dialect == dialect:
         fields = dict(wire.fields)
     else:
-        receipt = receipt or Receipt()
         fields = _chat(request, receipt) if dialect == CHAT else _completion(request)
         if wire is None:  # extras of another dialect mean something else here, if anything
             fields = {**request.extra, **fields}
@@ -72,7 +72,7 @@ def build_request(
     for name in _OURS:
         fields.pop(name, None)
     for name in quirks.drop:
-        if fields.pop(name, None) is not None and receipt is not None:
+        if fields.pop(name, None) is not None:
             receipt.dropped(name, "this host refuses it")
     return WireRequest(path, _encode(fields), dialect)
 
