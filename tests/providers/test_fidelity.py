@@ -15,11 +15,13 @@ from llm_runner_router.providers.dialects.openai_request import build_request
 from llm_runner_router.providers.hosts import Host
 from llm_runner_router.providers.http import HttpClient
 from llm_runner_router.providers.remote import RemoteTarget
+from llm_runner_router.surfaces.base import Reply
 from llm_runner_router.surfaces.exchange import fidelity
 from llm_runner_router.types import (
     Call,
     Mark,
     Message,
+    Origin,
     Reasoning,
     RedactedPart,
     Request,
@@ -95,12 +97,20 @@ async def test_a_strict_request_is_refused_before_it_is_sent() -> None:
         assert len(upstream.seen) == 1
 
 
+def header(marks: dict[str, Mark]) -> bytes:
+    reply = Reply("id", 0)
+    reply.origin = Origin("t", "m", fidelity=marks)
+    ((name, value),) = fidelity(reply)
+    assert name == b"x-llmrr-fidelity"
+    return value
+
+
 def test_the_header_says_it_in_one_line() -> None:
-    assert fidelity({}) == b"honoured"
+    assert header({}) == b"honoured"
     marks = {"seed": Mark("dropped"), "n": Mark("dropped"), "stop": Mark("translated")}
-    assert fidelity(marks) == b"dropped=seed, n; translated=stop"
+    assert header(marks) == b"dropped=seed, n; translated=stop"
     many = {f"messages[{i}].content[0]": Mark("dropped") for i in range(1000)}
-    assert len(fidelity(many)) <= 512
+    assert len(header(many)) <= 512
 
 
 def test_a_host_without_a_dialect_is_openais() -> None:

@@ -19,6 +19,7 @@ from llm_runner_router.types import (
     FilePart,
     ImagePart,
     Message,
+    Part,
     Request,
     RequestWire,
     Sampling,
@@ -26,8 +27,27 @@ from llm_runner_router.types import (
 
 from .base import Adapted
 
-_BOOL = (b"false", b"true")
-
+SPOKEN = ("openai_chat", "openai_completions")
+"""What a client may have spoken for its own words to be sent to a runner."""
+NOWHERE: dict[str, Any] = {
+    "audio": None,
+    "function_call": None,
+    "functions": None,
+    "metadata": {},
+    "modalities": ["text"],
+    "moderation": None,
+    "prediction": None,
+    "safety_identifier": None,
+    "store": False,
+    "verbosity": None,
+    "web_search_options": None,
+}
+"""Parameters of OpenAI's reference that no runner has, with the value that asks for nothing."""
+_MEDIA: dict[type[Part], str] = {
+    ImagePart: "images",
+    AudioPart: "sound",
+    FilePart: "documents",
+}
 MAX_STOPS = 64
 """Stop sequences of one request."""
 MAX_STOP = 1024
@@ -45,35 +65,45 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
     return Adapted(plain(request))
 
 
-_MEDIA = {ImagePart: "images", AudioPart: "sound", FilePart: "documents"}
-SPOKEN = ("openai_chat", "openai_completions")
-"""What a client may have spoken for its own words to be sent to a runner."""
-
-
 def native(request: Request, model: LocalModel, receipt: Receipt) -> Request:
-    """`request` in the dialect of runners; what the client's own cannot bring along is noted."""
+    """`request` in the dialect of runners; what they cannot bring along is noted."""
+    if request.wire is not None and request.wire.dialect not in SPOKEN:
+        for name in request.extra:
+            receipt.dropped(name, "local models have no such parameter")
+        tools = tuple(own_tools(request, receipt))
+        request = msgspec.structs.replace(request, wire=None, extra={}, tools=tools)
+    for name, value in request.extra.items():
+        if name in NOWHERE and msgspec.json.decode(value) not in (None, NOWHERE[name]):
+            receipt.dropped(name, "local models have no such parameter")
     if request.service_tier is not None:
         receipt.dropped("service_tier", "a local model has one queue")
-    if request.wire is None or request.wire.dialect in SPOKEN:
+        request = msgspec.structs.replace(request, service_tier=None)
+    return request if request.reasoning is None else _thinking(request, model, receipt)
+
+
+def _thinking(request: Request, model: LocalModel, receipt: Receipt) -> Request:
+    """With the switches for thinking that the model's chat template has."""
+    wanted, template = request.reasoning, model.info.chat_template or ""
+    assert wanted is not None
+    thinks = wanted.effort != "none" and wanted.budget != 0
+    switches: dict[str, Any] = {}
+    if "reasoning_effort" in template and wanted.effort is not None:
+        switches["reasoning_effort"] = wanted.effort
+    elif "enable_thinking" in template:
+        switches["enable_thinking"] = thinks
+        receipt.translated("reasoning", "the model thinks or not, without a measure")
+    elif thinks:
+        receipt.dropped("reasoning", "the model's chat template has no switch for it")
+    request = msgspec.structs.replace(request, reasoning=None)
+    if not switches:
         return request
-    for name in request.extra:
-        receipt.dropped(name, "local models have no such parameter")
-    extra: dict[str, Raw] = {}
-    if request.reasoning is not None:
-        thinks = request.reasoning.effort != "none" and request.reasoning.budget != 0
-        if "enable_thinking" in (model.info.chat_template or ""):
-            extra["chat_template_kwargs"] = Raw(b'{"enable_thinking":%b}' % _BOOL[thinks])
-            receipt.translated("reasoning", "the model thinks or not, without a measure")
-        elif thinks:
-            receipt.dropped("reasoning", "the model's chat template has no switch for it")
-    return msgspec.structs.replace(
-        request,
-        wire=None,
-        extra=extra,
-        reasoning=None,
-        service_tier=None,
-        tools=tuple(own_tools(request, receipt)),
-    )
+    given = request.extra.get("chat_template_kwargs")
+    own = (msgspec.json.decode(given) or {}) if given is not None else {}
+    if not isinstance(own, dict):
+        raise BadRequest("`chat_template_kwargs` is an object here", param="chat_template_kwargs")
+    put = {"chat_template_kwargs": Raw(msgspec.json.encode({**switches, **own}))}
+    # Engines that write the field anew read it from the extras.
+    return spliced(msgspec.structs.replace(request, extra={**request.extra, **put}), put)
 
 
 def check(request: Request, model: LocalModel) -> None:
@@ -136,8 +166,8 @@ def _int(request: Request, name: str) -> int | None:
 def _check_message(message: Message, path: str, model: LocalModel) -> None:
     if isinstance(message.content, tuple):
         for k, part in enumerate(message.content):
-            if isinstance(part, tuple(_MEDIA)):
-                kind = _MEDIA[type(part)]
+            kind = _MEDIA.get(type(part))
+            if kind is not None:
                 raise Unsupported(
                     f"`{model.name}` does not take {kind}",
                     param=f"{path}.content[{k}]",

@@ -11,13 +11,13 @@ import math
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any
 
 from llm_runner_router.errors import BadRequest, RunnerError, TooLarge
-from llm_runner_router.types import Mark, Trace
+from llm_runner_router.types import Trace
 
 from .base import Reply
 from .problems import BodyTimeout, HeadersTooLarge, MethodNotAllowed, UnsupportedMedia
@@ -293,7 +293,6 @@ def answer_headers(reply: Reply) -> Headers:
     if reply.origin is not None:
         headers.append((b"x-llmrr-model", printable(reply.origin.model)))
         headers.append((b"x-llmrr-target", printable(reply.origin.target)))
-        headers.append((b"x-llmrr-fidelity", fidelity(reply.origin.fidelity)))
     if trace.decisions:
         last = trace.decisions[-1]
         headers.append((b"x-llmrr-strategy", printable(last.strategy)))
@@ -308,14 +307,15 @@ def answer_headers(reply: Reply) -> Headers:
     return headers
 
 
-def fidelity(marks: Mapping[str, Mark]) -> bytes:
-    """What became of the request's parameters: `dropped=seed, n; translated=stop`."""
-    if not marks:
-        return b"honoured"
+def fidelity(reply: Reply) -> Headers:
+    """What became of the parameters of a request for text: `dropped=seed, n; translated=stop`."""
+    if reply.origin is None:
+        return []
     fates: dict[str, list[str]] = {}
-    for param, mark in marks.items():
+    for param, mark in reply.origin.fidelity.items():
         fates.setdefault(mark.fate, []).append(param)
-    return printable("; ".join(f"{fate}={', '.join(fates[fate])}" for fate in sorted(fates)))
+    told = "; ".join(f"{fate}={', '.join(fates[fate])}" for fate in sorted(fates)) or "honoured"
+    return [(b"x-llmrr-fidelity", printable(told))]
 
 
 def _name(name: str) -> bytes:

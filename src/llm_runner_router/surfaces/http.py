@@ -44,6 +44,7 @@ from .exchange import (
     Scope,
     Send,
     answer_headers,
+    fidelity,
     figures,
     names,
     now,
@@ -319,14 +320,16 @@ class HttpApp:
                         # status, after it an event.
                         first = await anext(frames)
                         if request.stream:
-                            await exchange.start(200, sse.HEADERS + answer_headers(reply))
+                            head = sse.HEADERS + answer_headers(reply) + fidelity(reply)
+                            await exchange.start(200, head)
                             every = self.settings.keep_alive_comment
                             await sse.stream(
                                 exchange, first, frames, every, _told, codec.stream_error
                             )
                             return
                 # The place at the target is free before a slow client has read the answer.
-                head = answer_headers(reply) + figures(reply, perf_counter() - began)
+                head = answer_headers(reply) + fidelity(reply)
+                head += figures(reply, perf_counter() - began)
                 await exchange.json(200, first, head)
         except RunnerError as exc:
             if exchange.started:
