@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from msgspec import Struct
 
+from . import machine
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,11 +45,10 @@ class Facts(Struct, frozen=True):
 
 def gather() -> Facts:
     """Look around; takes a second, in which the load of others is measured."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Facts(
         commit=_commit(),
         cpu=_cpu(),
-        cores=cores or 1,
+        cores=machine.cores(),
         memory=psutil.virtual_memory().total,
         system=_system(),
         python=platform.python_version(),

@@ -7,7 +7,6 @@ Knows: which loads to put on both and how to sum up. Does not know how models ar
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 import urllib.request
@@ -76,8 +75,7 @@ def measure(*, quick: bool = False) -> Section:
     rounds = 2 if quick else 5
     rows: list[Row] = []
     failures: list[str] = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+    cores = machine.cores()
     with tempfile.TemporaryDirectory(prefix="llmrr-bench-") as folder:
         models = _models(Path(folder), quick)
         bandwidth = max(machine.read_bandwidth(n) for n in {1, cores})

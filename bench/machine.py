@@ -6,6 +6,7 @@ Knows: the C library's `memchr` as the simplest fast pass over memory. Does not 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 import time
@@ -23,6 +24,13 @@ while os.getppid() == parent:
     for _ in range(1_000_000):
         pass
 """
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_bandwidth(threads: int, passes: int = 5) -> float:

@@ -6,7 +6,6 @@ not know how models are run. Everything goes through `llmrr serve`, as a user ha
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -160,12 +159,11 @@ def _guess(folder: Path, donor: Path, rounds: int) -> list[Row]:
 
 
 def _guessing(model: Model, engine: dict[str, object], draft: str | None) -> Gateway:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     same = {
         "slots": 1,
         "context": CONTEXT,
         "spare": False,
-        "threads": cores,
+        "threads": machine.cores(),
         "wait_policy": "short",
     }
     node: object = model.ref if draft is None else {"target": model.ref, "draft": draft}

@@ -135,8 +135,11 @@ def write(
         _head(out, shape, len(tokens), quant, kept, tensors)
         for tensor in tensors:
             written = 0
-            pieces = _weights(tensor, tokens, rng) if cycle is None else None
-            for piece in pieces or _cyclic(tensor, tokens, rng, cycle or Cycle()):
+            if cycle is None:
+                pieces = _weights(tensor, tokens, rng)
+            else:
+                pieces = _cyclic(tensor, tokens, rng, cycle)
+            for piece in pieces:
                 written += out.write(piece)
             out.write(b"\0" * (-written % _ALIGN))
     weights = [t for t in tensors if t.name != "token_embd.weight"]

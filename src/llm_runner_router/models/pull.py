@@ -96,9 +96,9 @@ class Puller:
             manifest = check(await source.manifest(ref))
             for note in manifest.notes:
                 self._watch.say(note)
-            known = [file.digest for file in manifest.files]
-            if name is not None and not replace and all(known):
-                self._check_free(name, {d.hex for d in known if d and d.algorithm == "sha256"})
+            if name is not None and not replace:
+                digests = [file.digest for file in manifest.files if file.digest is not None]
+                self._check_free(name, {d.hex for d in digests if d.algorithm == "sha256"})
             shelf = _shelf(self, ref, manifest)
             self._check_space(manifest, shelf)
             await stack.enter_async_context(waiting(self.store.pulling(), patience=60.0))
