@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_gr
 
 TEXTS = tuple("the cat sat on a mat " * (1 + 7 * i % 23) + "rain" * (i % 3) for i in range(70))
 """More than one batch, of many lengths, in an order that is not theirs."""
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[Locally]:
-    local = Locally(slots=2)
-    yield local
-    local.close()
 
 
 def example(engine: str, kind: str, folder: Path) -> LocalModel:

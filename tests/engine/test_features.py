@@ -8,7 +8,7 @@ the answer is, never by its status alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -379,13 +379,6 @@ REFUSED: dict[tuple[str, str], str] = {
 
 
 # ---------------------------------------------------------------- the engines
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[Locally]:
-    local = Locally(slots=2)
-    yield local
-    local.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,6 @@ pytest.importorskip("mistralrs", reason="the extra `mistralrs` is not installed"
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("mistralrs")]
 
 SOURCE = HUB / "tiny-general"
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[Locally]:
-    local = Locally(slots=2)
-    yield local
-    local.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ and against the same graph in the other engine."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_gr
 
 SOURCE = HUB / "tiny-general"
 ENGINES = ("onnx_genai", "onnx")
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[Locally]:
-    local = Locally(slots=2)
-    yield local
-    local.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_gr
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "on", "a", "mat", "rain", "##y"]
 QUERY = "the cat"
 TEXTS = ("the cat sat on the mat", "rain", "a rainy cat", "on a mat the rain sat")
-
-
-@pytest.fixture(scope="module")
-def local() -> Iterator[Locally]:
-    local = Locally(slots=2)
-    yield local
-    local.close()
 
 
 def mock() -> LocalModel:
