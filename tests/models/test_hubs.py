@@ -21,9 +21,9 @@ from llm_runner_router.errors import (
     UpstreamRefused,
 )
 from llm_runner_router.models.blobs import KEEP_PARTIAL
+from llm_runner_router.models.discard import prune, remove
 from llm_runner_router.models.download import ATTEMPTS
 from llm_runner_router.models.found import everything, locate
-from llm_runner_router.models.pull import prune, remove
 from llm_runner_router.models.resolve import ZOO, ensure, resolve
 from llm_runner_router.refs import parse
 from llm_runner_router.testing import Fault
@@ -85,9 +85,9 @@ async def test_what_we_pulled_we_remove_whole(rig: Rig) -> None:
     await rig.pull("hf:org/name#q8_0")
     await rig.pull("hf:org/name#f16")
     store, cache = rig.puller().store, rig.puller().hub
-    assert remove("hf:org/name#Q8_0", store, cache)[1] == len(MATH)
+    assert remove("hf:org/name#Q8_0", store, cache).bytes == len(MATH)
     assert resolve(parse("hf:org/name#f16"), environ=rig.environ).info.name
-    assert remove("hf:org/name#F16", store, cache)[1] == len(CHAT)
+    assert remove("hf:org/name#F16", store, cache).bytes == len(CHAT)
     assert not scan_cache_dir(hub(rig)).warnings
     assert not list(hub(rig).glob("models--*"))
 
@@ -102,7 +102,7 @@ async def test_what_a_stopped_pull_brought_is_ours_all_the_same(rig: Rig) -> Non
     assert all(file.ours for file in stored.files)
     store, cache = rig.puller().store, rig.puller().hub
     assert not list(store.partial.glob("brought-*"))
-    assert remove(stored.name, store, cache)[1] == stored.size
+    assert remove(stored.name, store, cache).bytes == stored.size
     assert not list(hub(rig).glob("models--*"))
 
 

@@ -29,7 +29,7 @@ def command(model: str, name: str) -> int:
     if name in store.names():
         raise BadRequest(f"the store has {name!r} already", hint=f"`llmrr rm {name}` first")
     with store.pulling():
-        stored = msgspec.structs.replace(kept(model, store), name=name, pulled=0.0)
+        stored = msgspec.structs.replace(kept(model, store), name=name, pulled=0.0, former=())
         if stored.source == "path" and stored.files and model_is_path(model):
             files = tuple(
                 msgspec.structs.replace(store.adopt(Path(file.place), file.sha256), path=file.path)

@@ -17,8 +17,8 @@ from .stored import opened
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(as_json: bool) -> int:
     """Delete contents of the store that no name means, and downloads that rest for a week."""
+    from llm_runner_router.models.discard import prune
     from llm_runner_router.models.hubcache import HubCache, folder
-    from llm_runner_router.models.pull import prune
 
     pruned = prune(opened(), HubCache(folder(os.environ)))
     if as_json:

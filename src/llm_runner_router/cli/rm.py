@@ -8,6 +8,7 @@ import click
 
 from llm_runner_router.errors import RunnerError, UnknownModel
 from llm_runner_router.models.blobs import Store
+from llm_runner_router.models.discard import Removed
 from llm_runner_router.models.manifest import Stored
 from llm_runner_router.units import format_size
 
@@ -23,14 +24,14 @@ def command(models: tuple[str, ...]) -> int:
 
     Files that other programs put where they are stay there.
     """
+    from llm_runner_router.models.discard import remove
     from llm_runner_router.models.hubcache import HubCache, folder
-    from llm_runner_router.models.pull import remove
 
     store = opened()
     failed = 0
     for model in models:
         try:
-            stored, freed = remove(stored_name(model, store), store, HubCache(folder(os.environ)))
+            gone = remove(stored_name(model, store), store, HubCache(folder(os.environ)))
         except UnknownModel as exc:
             failed = 1
             built_in = model.startswith("zoo:")
@@ -42,14 +43,24 @@ def command(models: tuple[str, ...]) -> int:
             output.note("error", exc.message)
             output.note("hint", exc.hint or "")
             continue
-        kept = stored is not None and any(file.place and not file.ours for file in stored.files)
-        sharing = None if stored is None else _sharing(stored, store)
-        if sharing is not None:
-            tail = f"; `{sharing}` has the same files"
-        else:
-            tail = "; its files stay where another program put them" if kept else ""
-        print(f"removed {output.line(model)}, {format_size(freed)} freed{tail}")
+        print(f"removed {output.line(model)}, {format_size(gone.bytes)} freed{_tail(gone, store)}")
     return failed
+
+
+def _tail(gone: Removed, store: Store) -> str:
+    """Why something of it is still there; empty where nothing is."""
+    stored = gone.stored
+    if gone.waits:
+        return "; `llmrr prune` frees the rest when no download runs"
+    if stored is None:
+        return ""
+    if (sharing := _sharing(stored, store)) is not None:
+        return f"; `{sharing}` has the same files"
+    if any(file.place and not file.ours for file in stored.files):
+        return "; its files stay where another program put them"
+    if any(file.place and os.path.exists(file.place) for file in stored.files):
+        return "; a branch or tag that another program asked for has the same files"
+    return ""
 
 
 def _whose(model: str) -> str:

@@ -48,6 +48,8 @@ from .manifest import Stored, StoredFile, hash_file, safe_path
 KEEP_PARTIAL = 7 * 86400.0
 """Seconds an unfinished download is kept for continuing it."""
 MAX_NAME = 180
+BROUGHT = "brought-"
+"""How marks begin of files that a pull put outside the store; see `discard.brought`."""
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of two files until one is changed
 _WORD = re.compile(r"[^\w.+-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -210,6 +212,8 @@ class Store:
     def put(self, stored: Stored) -> Path:
         """Make `stored.name` mean `stored`; what an engine opens.
 
+        What the name meant before is remembered as `former`, so that `prune` and `rm` find it.
+
         Raises:
             ModelFileError: a content is missing.
             OSError: the folder cannot be written.
@@ -221,9 +225,33 @@ class Store:
             self._check_files(stored)
             if _common(stored) is None:
                 self._plant(stored)
+            stored = msgspec.structs.replace(stored, former=self._former(stored))
             self._names.mkdir(parents=True, exist_ok=True)
             write_atomic(name, msgspec.json.encode(stored), 0o644)
         return self.path_of(stored)
+
+    def _former(self, stored: Stored) -> tuple[StoredFile, ...]:
+        """What pulls brought for earlier meanings of the name, and the new one does not have."""
+        try:
+            before = self.get(stored.name)
+        except ModelFileError:
+            return stored.former
+        if before is None:
+            return stored.former
+        have = {(file.place or file.sha256) for file in stored.files}
+        rows = {(file.place or file.sha256): file for file in (*before.former, *before.files)}
+        return tuple(f for key, f in rows.items() if (f.ours or not f.place) and key not in have)
+
+    def settle(self, name: str) -> None:
+        """Forget what a name meant before, once that is deleted or others keep it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        with self._changing(), contextlib.suppress(ModelFileError):
+            if (stored := self.get(name)) is not None and stored.former:
+                settled = msgspec.structs.replace(stored, former=())
+                write_atomic(self._name(name), msgspec.json.encode(settled), 0o644)
 
     def copy(self, name: str, new: str) -> Stored:
         """Give a stored model another name.
@@ -231,7 +259,7 @@ class Store:
         Raises:
             UnknownModel, ModelFileError
         """
-        stored = msgspec.structs.replace(self._must(name), name=new)
+        stored = msgspec.structs.replace(self._must(name), name=new, former=())
         self.put(stored)
         return stored
 
@@ -252,7 +280,7 @@ class Store:
                 stored = self.get(name)
             path.unlink()
         try:
-            mine = None if stored is None else {file.sha256 for file in stored.files}
+            mine = None if stored is None else {f.sha256 for f in (*stored.files, *stored.former)}
             return stored, self.prune(only=mine, partial=False).bytes
         except (Unavailable, ModelFileError):
             return stored, 0
@@ -270,7 +298,18 @@ class Store:
             Unavailable: a download is running.
             ModelFileError: a name is damaged, so nobody knows what it means.
         """
-        with self._collecting(), self._changing():
+        with self.collecting():
+            return self.sweep(only=only, partial=partial, now=now)
+
+    def sweep(
+        self, *, only: Iterable[str] | None = None, partial: bool = True, now: float | None = None
+    ) -> Pruned:
+        """`prune`, by whoever is in `collecting`.
+
+        Raises:
+            ModelFileError: a name is damaged, so nobody knows what it means.
+        """
+        with self._changing():
             kept = [stored for name in self.names() if (stored := self.get(name)) is not None]
             used = {file.sha256 for stored in kept for file in stored.files if not file.place}
             trees = {self._tree(stored).name for stored in kept}
@@ -278,14 +317,16 @@ class Store:
             count = size = 0
             for tree in _children(self._trees):
                 if tree.name not in trees:
-                    shutil.rmtree(tree, ignore_errors=True)
+                    _delete(tree)
             for blob in _children(self.blobs):
                 if blob.name not in used and (wanted is None or blob.name in wanted):
                     size += _size(blob)
                     count += 1
-                    blob.unlink(missing_ok=True)
+                    _delete(blob)
             limit = (time.time() if now is None else now) - KEEP_PARTIAL
             for rest in _children(self.partial) if partial else ():
+                if rest.name.startswith(BROUGHT):
+                    continue  # `discard.py` looks after what these stand for
                 if rest.suffix == ".adopted" or rest.lstat().st_mtime < limit:
                     size += _size(rest)
                     count += 1
@@ -316,7 +357,12 @@ class Store:
         return FileLock(self._locks / "store.lock")
 
     @contextlib.contextmanager
-    def _collecting(self) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
+        """Held while contents are deleted; no download runs meanwhile.
+
+        Raises:
+            Unavailable: one is running.
+        """
         lock = FileLock(self._locks / "pulls.lock")
         if not lock.take():
             raise Unavailable(
@@ -486,11 +532,20 @@ def _size(path: Path) -> int:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, or the folder that a killed check of a signature left."""
+    """Delete a file or a folder with all that is in it, as far as it can be."""
     if path.is_dir() and not path.is_symlink():
+        for inside in path.rglob("*") if os.name == "nt" else ():
+            _unprotect(inside)
         shutil.rmtree(path, ignore_errors=True)
     else:
+        _unprotect(path)
         path.unlink(missing_ok=True)
+
+
+def _unprotect(path: Path) -> None:
+    """Windows deletes no file that is read-only, as blobs and their links in trees are."""
+    if os.name == "nt" and path.is_file() and not path.is_symlink():
+        path.chmod(stat.S_IWRITE | stat.S_IREAD)
 
 
 def _gone(name: str, path: Path, what: str) -> ModelFileError:

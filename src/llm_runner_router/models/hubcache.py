@@ -24,6 +24,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNFINISHED = (".part", ".journal", ".adopted")
 """Endings of what `partial.py` and `pull.py` leave beside blobs when they are stopped."""
+PATIENCE = 5.0
+"""Seconds that deleting waits for a program which holds the same content."""
 TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This file marks a folder whose content can be fetched again (bford.info/cachedir).\n"
@@ -119,7 +121,10 @@ class HubCache:
 
     def lock(self, repo: str, key: str) -> FileLock:
         """The lock that every downloader of this cache takes for one content."""
-        return FileLock(self.path / ".locks" / self.repo(repo).name / f"{key}.lock")
+        return FileLock(self._lock_of(self.repo(repo), key))
+
+    def _lock_of(self, repo: Path, key: str) -> Path:
+        return self.path / ".locks" / repo.name / f"{key}.lock"
 
     def commit(self, repo: str, draft: Path, file: RemoteFile) -> Path:
         """A verified file becomes a blob.
@@ -133,15 +138,19 @@ class HubCache:
         os.replace(draft, blob)
         return blob
 
+    def place(self, repo: str, commit: str, file: RemoteFile) -> Path:
+        """The file's own name in the snapshot."""
+        return self.repo(repo) / "snapshots" / commit / safe_path(file.path)
+
     def point(self, repo: str, commit: str, file: RemoteFile) -> Path:
-        """The file's own name in the snapshot, as a link to its blob.
+        """Make the file's own name in the snapshot a link to its blob.
 
         Raises:
             OSError: the folder cannot be written.
         """
         blob = self.blob(repo, file)
         assert blob is not None, "who points has checked a digest"
-        at = self.repo(repo) / "snapshots" / commit / safe_path(file.path)
+        at = self.place(repo, commit, file)
         at.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if at.samefile(blob):
@@ -174,26 +183,46 @@ class HubCache:
         draft.write_text(commit, "utf-8")
         os.replace(draft, at)
 
+    def branches(self, path: Path) -> set[str]:
+        """The branches and tags that mean the snapshot in which `path` lies."""
+        inside = self._inside(path)
+        if len(inside) < 4 or inside[1] != "snapshots":
+            return set()
+        return {ref for ref, to in self._refs(self.path / inside[0]).items() if to == inside[2]}
+
+    def repo_of(self, path: Path) -> str:
+        """The name of the folder of the repository to which `path` belongs; empty: to none here."""
+        inside = self._inside(path)
+        return inside[0] if inside else ""
+
+    def _inside(self, path: Path) -> tuple[str, ...]:
+        try:
+            return path.relative_to(self.path).parts
+        except ValueError:
+            return ()
+
     def remove(self, path: Path) -> int:
         """Delete a file of a snapshot, and its blob if no other snapshot has it: bytes freed.
 
         Raises:
             OSError: it cannot be deleted.
+            Unavailable: another program is bringing the same content.
         """
-        try:
-            inside = path.relative_to(self.path).parts
-        except ValueError:
+        inside = self._inside(path)
+        if not inside:
             return 0
         repo = self.path / inside[0]
         blob = Path(os.path.realpath(path))
-        path.unlink(missing_ok=True)
-        others = (p for p in (repo / "snapshots").rglob("*") if p.is_symlink())
         freed = 0
-        used = any(Path(os.path.realpath(other)) == blob for other in others)
-        if blob.parent == Path(os.path.realpath(repo / "blobs")) and not used:
-            with contextlib.suppress(FileNotFoundError):
-                freed = blob.stat().st_size
-                blob.unlink()
+        # Who links to a blob that is there already holds this lock, too.
+        with FileLock(self._lock_of(repo, blob.name), patience=PATIENCE):
+            path.unlink(missing_ok=True)
+            others = (p for p in (repo / "snapshots").rglob("*") if p.is_symlink())
+            used = any(Path(os.path.realpath(other)) == blob for other in others)
+            if blob.parent == Path(os.path.realpath(repo / "blobs")) and not used:
+                with contextlib.suppress(FileNotFoundError):
+                    freed = blob.stat().st_size
+                    blob.unlink()
         for above in path.parents:
             if above in (repo / "snapshots", repo, self.path):
                 break
@@ -216,7 +245,7 @@ class HubCache:
             if path.suffix not in _UNFINISHED:
                 continue
             repo = path.parent.parent
-            lock = FileLock(self.path / ".locks" / repo.name / f"{path.name.split('.')[0]}.lock")
+            lock = FileLock(self._lock_of(repo, path.name.split(".")[0]))
             with contextlib.suppress(OSError):
                 found = path.lstat()
                 if found.st_mtime >= before or not lock.take():

@@ -124,6 +124,11 @@ class Stored(Struct, frozen=True, omit_defaults=True):
     pulled: float = 0.0
     """Seconds since 1970."""
     version: int = 1
+    former: tuple[StoredFile, ...] = ()
+    """What the name meant before its source moved on, as far as pulls brought it. It stays until
+    `prune` or `rm`, because a server that runs may still answer from it."""
+    branch: str = ""
+    """The branch or tag of the Hub that the pull made mean `revision`; empty for other sources."""
 
     @property
     def size(self) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from hashlib import sha256 as sha256_of
@@ -26,7 +25,8 @@ from llm_runner_router.refs import Ref
 from llm_runner_router.units import format_size
 
 from . import found
-from .blobs import KEEP_PARTIAL, Pruned, Store, name_of, share
+from .blobs import Store, name_of, share
+from .discard import brought, remember
 from .download import SPARE, Downloader, Fetched, Silent, Watch
 from .hubcache import HubCache, folder
 from .locks import FileLock, waiting
@@ -112,6 +112,7 @@ class Puller:
                 main=manifest.main,
                 license=manifest.license,
                 notes=manifest.notes,
+                branch=shelf.branch,
             )
             if name is not None and not replace:
                 self._check_free(name, {file.sha256 for file in files})
@@ -122,10 +123,13 @@ class Puller:
             await asyncio.to_thread(shelf.finish)
             await asyncio.to_thread(self.store.put, stored)
             for kept_file in files:
-                _brought(self.store, kept_file.place).unlink(missing_ok=True)
-        self._watch.say("success")
+                brought(self.store, kept_file.place).unlink(missing_ok=True)
         kept = self.store.get(stored.name)
         assert kept is not None, "a name that was put is there"
+        if kept.former:
+            size = format_size(sum(file.size for file in kept.former))
+            self._watch.say(f"{size} of the version before stay until `llmrr prune`")
+        self._watch.say("success")
         return kept
 
     def _check_free(self, name: str, wanted: set[str]) -> None:
@@ -141,14 +145,15 @@ class Puller:
 
     def _remember_ours(self, files: list[StoredFile]) -> list[StoredFile]:
         """What an earlier pull put outside the store is still ours, also if it was stopped."""
-        ours = {f.place for stored in self.store.all() for f in stored.files if f.ours}
+        kept = self.store.all()
+        ours = {f.place for stored in kept for f in (*stored.files, *stored.former) if f.ours}
         return [
             msgspec.structs.replace(
                 file,
                 ours=file.ours
                 or (
                     bool(file.place)
-                    and (file.place in ours or _brought(self.store, file.place).exists())
+                    and (file.place in ours or brought(self.store, file.place).exists())
                 ),
             )
             for file in files
@@ -238,6 +243,8 @@ class Shelf:
         self._store = store
         self.drafts = store.partial
         """Where unfinished files lie: on the file system of the finished ones."""
+        self.branch = ""
+        """See `Stored`."""
 
     def find(self, file: RemoteFile) -> Path | None:
         """Where the content is, if it is here under its digest."""
@@ -267,7 +274,7 @@ class HubShelf(Shelf):
         super().__init__(store)
         self._hub = hub
         self._repo = ref.name
-        self._revision = ref.revision or "main"
+        self.branch = ref.revision or "main"
         self._commit = commit
         self.drafts = hub.repo(ref.name) / "blobs"
 
@@ -286,16 +293,17 @@ class HubShelf(Shelf):
             return super().keep(file, fetched, new)
         if new:
             self._hub.commit(self._repo, fetched.path, file)
-        at = self._hub.point(self._repo, self._commit, file)
-        if new:
-            mark = _brought(self._store, str(at))
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        return StoredFile(file.path, fetched.size, fetched.sha256, str(at), ours=new)
+        at = self._hub.place(self._repo, self._commit, file)
+        # What stands there is another program's, also if it was damaged and we mended it.
+        ours = not os.path.lexists(at)
+        if ours:
+            remember(self._store, str(at), self.branch)
+        self._hub.point(self._repo, self._commit, file)
+        return StoredFile(file.path, fetched.size, fetched.sha256, str(at), ours=ours)
 
     def finish(self) -> None:
         """See `Shelf`."""
-        self._hub.name(self._repo, self._revision, self._commit)
+        self._hub.name(self._repo, self.branch, self._commit)
 
 
 def _shelf(puller: Puller, ref: Ref, manifest: Manifest) -> Shelf:
@@ -311,44 +319,4 @@ def _key(file: RemoteFile) -> str:
     return "url-" + sha256_of(file.url.encode()).hexdigest()
 
 
-def _brought(store: Store, place: str) -> Path:
-    """The mark of a file that a pull put outside the store, until a name remembers it.
-
-    Without it a pull that is stopped and started again would take its own first files for those of
-    another program, and `rm` would leave them.
-    """
-    return store.partial / f"brought-{sha256_of(place.encode()).hexdigest()[:32]}"
-
-
-def prune(store: Store, hub: HubCache, *, now: float | None = None) -> Pruned:
-    """`Store.prune`, and downloads into Hugging Face's cache that rest for as long.
-
-    Raises:
-        Unavailable, ModelFileError: as `Store.prune`.
-    """
-    now = time.time() if now is None else now
-    mine = store.prune(now=now)
-    files, size = hub.prune(now - KEEP_PARTIAL)
-    return Pruned(mine.files + files, mine.bytes + size)
-
-
-def remove(name: str, store: Store, hub: HubCache) -> tuple[Stored | None, int]:
-    """Forget a name and delete what a pull brought for it and no other name needs: bytes freed.
-
-    Files that other programs put where they are stay.
-
-    Raises:
-        UnknownModel: there is no such name.
-    """
-    stored, freed = store.remove(name)
-    if stored is None:
-        return None, freed
-    needed = {file.place for other in store.all() for file in other.files}
-    for file in stored.files:
-        if file.place and file.ours and file.place not in needed:
-            with suppress(OSError):
-                freed += hub.remove(Path(file.place))
-    return stored, freed
-
-
-__all__ = ["HubShelf", "Puller", "Shelf", "prune", "remove"]
+__all__ = ["HubShelf", "Puller", "Shelf"]
