@@ -22,7 +22,7 @@ from . import __version__, home
 from .app_leaves import AppLeaves
 from .app_tree import AUTOS, Entry, Tree, embedder_of, reranker_of
 from .config import Config
-from .engine.prepare import Preparer
+from .engine.prepare import Conversion, Preparer
 from .engine.residency import Residency, RunnerStatus
 from .errors import RunnerError, Unsupported
 from .home import Home
@@ -73,6 +73,8 @@ class Status(Struct, frozen=True):
     targets: tuple[TargetStats, ...]
     broken: dict[str, str]
     """Configured names that cannot be used, and why."""
+    conversions: tuple[Conversion, ...] = ()
+    """Models that are being made ready, or wait for that."""
 
 
 class App:
@@ -110,6 +112,7 @@ class App:
             clock=clock,
             environ=environ,
             replaced=self.residency.replace,
+            parallel=config.engine.conversions,
         )
         self._client = HttpClient()
         self._environ = environ
@@ -167,6 +170,7 @@ class App:
             await self._life.enter_async_context(self.residency)
             self._life.push_async_callback(self._preparer.close)
         try:
+            await self._preparer.sweep()
             await asyncio.gather(*(self.load(name, pin=True) for name in self.config.engine.pin))
         except BaseException:
             await self.close()
@@ -305,6 +309,7 @@ class App:
             record=self._sink.state(),
             targets=tuple(self.stats.snapshot(name) for name in sorted(targets)),
             broken={n: str(e) for n, e in entries.items() if isinstance(e, RunnerError)},
+            conversions=self._preparer.conversions(),
         )
 
     def records(self, limit: int) -> Sequence[RequestRecord]:

@@ -190,6 +190,8 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     """Context in tokens per request; default is what the model was trained for."""
     kv_type: Literal["f16", "q8_0"] = "f16"
     """How keys and values are kept: `q8_0` takes half the memory and rounds them to 8 bits."""
+    conversions: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Models that are converted at the same time; each takes all cores it can get, more wait."""
     speculate: Literal["auto", "ngram", "draft", "off"] = "auto"
     """Guess tokens ahead, with a model's `draft` or from the text's own n-grams: where that was
     measured to pay, always from n-grams, always with the draft (if there is one), or never."""

@@ -20,6 +20,9 @@ import pytest
 
 from llm_runner_router.cli import output
 from llm_runner_router.cli.pulling import Lines
+from llm_runner_router.convert import cache
+from llm_runner_router.convert.base import Options
+from llm_runner_router.home import find
 from llm_runner_router.models.resolve import ZOO
 from llm_runner_router.testing import FakeHub, Fault
 
@@ -102,6 +105,56 @@ def test_a_stored_name_answers_everywhere(hub: FakeHub, tmp_path: Path) -> None:
     config.write_text("models: {served: {target: mine}}\n")
     asked = in_a_process("run", "served", "2+3=", "--config", str(config), stdin="")
     assert asked.out == ran.out, asked.err
+
+
+def convert(path: str, mix: str) -> Path:
+    """Something that counts as made of the model at `path`."""
+    home, options = find(os.environ), Options(quantize=mix)
+    work = lambda target: target.write_bytes(b"x" * 2048)  # noqa: E731
+    return cache.cached(home, Path(path), "gguf", options, work)
+
+
+def test_conversions_are_told_and_go_with_their_model(
+    hub: FakeHub, llmrr: Run, tmp_path: Path
+) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+    assert "CONVERTED" not in llmrr("ls", "--all").out
+    (row,) = json.loads(llmrr("ls", "--all", "--json").out)
+    made = [convert(row["path"], mix) for mix in ("Q8_0", "Q4_0")]
+    shutil.copy(ZOO / "tiny-math.gguf", tmp_path / "a.gguf")
+    elsewhere = convert(str(tmp_path / "a.gguf"), "Q8_0")
+
+    rows = json.loads(llmrr("ls", "--all", "--json").out)
+    assert [(row["name"], row["converted"], row["owner"]) for row in rows] == [
+        ("ollama:tiny", 4096, "store"),
+        (f"file:{elsewhere}", 0, "conversions"),
+    ]
+    text = llmrr("ls", "--all").out
+    assert re.search(r"ollama:tiny +[\d.]+ \w+ +4.0 KiB +store", text)
+    shown = llmrr("show", "ollama:tiny").out
+    assert all(str(path) in shown for path in made)
+    assert "gguf Q4_0" in shown
+    facts = json.loads(llmrr("show", "ollama:tiny", "--json").out)
+    assert {one["path"] for one in facts["conversions"]} == {str(path) for path in made}
+
+    assert json.loads(llmrr("prune", "--json").out)["conversions"] == 0
+    removed = llmrr("rm", "ollama:tiny")
+    assert removed.out.startswith("removed ollama:tiny and 2 conversions of it, ")
+    assert [path.exists() for path in (*made, elsewhere)] == [False, False, True]
+    (tmp_path / "a.gguf").write_bytes(MATH[:-1] + b"?")
+    assert llmrr("prune").out == "0 files and 1 conversion deleted, 2.0 KiB freed\n"
+    assert not elsewhere.exists()
+
+
+def test_a_conversion_stays_while_a_name_means_its_source(hub: FakeHub, llmrr: Run) -> None:
+    llmrr("pull", "ollama:tiny", "-q")
+    llmrr("cp", "ollama:tiny", "mine")
+    (row, _) = json.loads(llmrr("ls", "--all", "--json").out)
+    made = convert(row["path"], "Q8_0")
+    llmrr("rm", "ollama:tiny")
+    assert made.exists()
+    assert "1 conversion of it" in llmrr("rm", "mine").out
+    assert not made.exists()
 
 
 def test_damage_is_found_and_repaired(hub: FakeHub, llmrr: Run) -> None:

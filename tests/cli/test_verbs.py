@@ -9,12 +9,14 @@ import socket
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llm_runner_router import __version__
 from llm_runner_router.cli.explain import Explained
 from llm_runner_router.cli.group import VERBS
-from llm_runner_router.cli.ps import row
+from llm_runner_router.cli.ps import converted, row
+from llm_runner_router.engine.prepare import Conversion
 from llm_runner_router.surfaces.testing import FakeGateway
 from llm_runner_router.testing import FakeTarget, deltas_of
 from llm_runner_router.types import Decision, Usage
@@ -290,6 +292,19 @@ def test_ls_and_ps_of_a_server(llmrr: Run) -> None:
     with serving(FakeGateway({"m": ANSWER})):
         assert json.loads(llmrr("ls", "--json").out)[0]["name"] == "m"
         assert llmrr("ps").out.splitlines()[1].split() == ["m"]
+
+
+def test_ps_tells_what_is_converted_and_what_waits() -> None:
+    shown = [
+        Conversion("a\x1b[1m", "gguf", "runs", 42, 100),
+        Conversion("b", "gguf", "runs"),
+        Conversion("c", "onnx-genai", "waits", background=True),
+    ]
+    assert converted([msgspec.to_builtins(one) for one in shown]) == [
+        "a[1m becomes gguf, 42 %",
+        "b becomes gguf",
+        "c waits to become onnx-genai: another conversion runs",
+    ]
 
 
 def test_ctrl_c_ends_with_130() -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llm_runner_router.convert import base, cache, run
+from llm_runner_router.convert import base, cache, identity, run
 from llm_runner_router.convert.base import Cancelled, Options
 from llm_runner_router.convert.job import converting
 from llm_runner_router.errors import BadRequest, EngineError, ModelFileError, Unsupported
-from llm_runner_router.home import Home
 
 SOURCE = Path(__file__).resolve().parents[2] / "zoo" / "models" / "tiny-chat"
 
@@ -91,16 +90,31 @@ def test_a_full_disk_is_told_before_anything_is_written(
     assert left(tmp_path) == []
 
 
-def test_the_next_conversion_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, check=True, timeout=30)  # fmt: skip
-    stale = tmp_path / f".a.gguf.{int(gone.stdout)}.converting"
-    stale.mkdir()
-    (stale / "1.gguf").write_bytes(b"half")
-    alive = tmp_path / f".a.gguf.{os.getppid()}.converting"
-    alive.mkdir()
-    run.convert(SOURCE, tmp_path / "a.gguf", "gguf")
-    assert left(tmp_path) == [alive.name, "a.gguf"]
+STUCK = """
+import sys, time
+from pathlib import Path
+from llm_runner_router.convert import run
+def report(progress):
+    print("working", flush=True)
+    time.sleep(60)
+run.convert(Path(sys.argv[1]), Path(sys.argv[2]), "gguf", report=report)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "a[1].gguf"])
+def test_the_next_conversion_removes_what_a_killed_one_left(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", STUCK, str(SOURCE), str(tmp_path / name)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ}) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"working\n"
+        draft, lock = (path for path in left(tmp_path))
+        assert lock == f"{draft}.lock"
+        (tmp_path / f".{name}.{os.getpid()}.converting").mkdir()  # of a process id used again
+        run.convert(SOURCE, tmp_path / name, "gguf")
+        assert left(tmp_path) == sorted([draft, lock, name]), "the one that runs is left alone"
+        other.kill()
+    run.convert(SOURCE, tmp_path / name, "gguf", overwrite=True)
+    assert left(tmp_path) == [name]
 
 
 # ---------------------------------------------------------------- converters
@@ -146,23 +160,9 @@ def test_a_blob_of_the_hub_is_told_by_its_name(tmp_path: Path) -> None:
     name = "ab" * 32
     (blobs / name).write_bytes(b"content that is never read")
     (shot / "model.safetensors").symlink_to(blobs / name)
-    before = cache.digest(shot)
+    before = identity.digest(shot)
     (blobs / name).write_bytes(b"")
-    assert cache.digest(shot) == before
-
-
-def test_a_kept_result_is_used_again(tmp_path: Path) -> None:
-    made = []
-
-    def work(target: Path) -> None:
-        target.parent.mkdir(parents=True)
-        target.write_bytes(b"x")
-        made.append(target)
-
-    home = Home(tmp_path)
-    first = cache.cached(home, SOURCE, "gguf", Options(), work)
-    assert cache.cached(home, SOURCE, "gguf", Options(), work) == first
-    assert len(made) == 1
+    assert identity.digest(shot) == before
 
 
 # ---------------------------------------------------------------- another process
@@ -195,7 +195,8 @@ async def test_two_that_convert_the_same_at_once_both_get_it(tmp_path: Path) -> 
 
     first, second = await asyncio.gather(one(), one())
     assert first == second
-    assert [p.name for p in first.parent.iterdir()] == [first.name], "no draft is left"
+    assert left(first.parent) == ["about.json", first.name], "no draft is left"
+    assert left(first.parents[1]) == [".locks", first.parent.name]
 
 
 async def test_an_error_comes_back_as_what_it_was(tmp_path: Path) -> None:

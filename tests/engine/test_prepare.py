@@ -15,6 +15,7 @@ from llm_runner_router import refs
 from llm_runner_router.app import App
 from llm_runner_router.config import Config, Engine, Node
 from llm_runner_router.deltas import collect
+from llm_runner_router.engine import prepare
 from llm_runner_router.engine.prepare import Preparer, find_way
 from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.errors import (
@@ -111,6 +112,96 @@ async def test_another_file_under_the_name_is_another_model(
     path.unlink()
     with pytest.raises(ModelFileError, match="No such file"):
         await ready.ready(wanted)
+
+
+async def test_a_file_of_a_folder_that_is_rewritten_in_place_is_another_model(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDER, folder)
+    model = resolve(refs.parse(str(folder)))
+    moment = [0.0]
+    ready = Preparer(NO_TORCH, clock=lambda: moment[0], environ=environ)
+    first = await ready.ready(model)
+    entry = folder.stat()
+    weights = folder / "model.safetensors"
+    before = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(bytes(1000))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (folder.stat().st_mtime_ns, folder.stat().st_size) == (entry.st_mtime_ns, entry.st_size)
+    assert await ready.ready(model) is first, "not every request looks at every file"
+    moment[0] += 1.0
+    second = await ready.ready(model)
+    assert second.path != first.path
+    assert len(ready._work) == 1
+
+
+async def test_what_is_remembered_has_a_bound(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "MOST_IDLE", 3)
+    model = resolve(refs.parse("zoo:tiny-math"))
+    ready = preparer(EngineSelector(), environ)
+    for number in range(10):
+        wanted = {"name": f"m{number}", "quantization": "q4_0", "engine": "torch"}
+        with pytest.raises(LoadFailed):
+            await ready.ready(msgspec.structs.replace(model, **wanted))
+    assert [key[0] for key in ready._work] == ["m7", "m8", "m9"]
+
+
+async def test_one_is_converted_at_a_time_and_those_first_for_whom_somebody_waits(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    order: asyncio.Queue[str] = asyncio.Queue()
+    quick = preparer(EngineSelector(), environ, replaced=lambda m: order.put_nowait(m.name))
+    models = []
+    for name in ("one", "two", "three"):
+        shutil.copytree(FOLDER, tmp_path / name)
+        (tmp_path / name / "note.json").write_text(f'"{name}"')
+        models.append(resolve(refs.parse(str(tmp_path / name))))
+    slow = [msgspec.structs.replace(m, quantization="q8_0") for m in models[:2]]
+    for model in slow:  # an engine runs them as they are
+        assert await quick.ready(model) is model
+    quick._engines = NO_TORCH  # and now a model that none does
+    waiting = asyncio.create_task(quick.ready(models[2]))
+    most = 0
+    while not waiting.done():
+        states = [one.state for one in quick.conversions()]
+        most = max(most, states.count("runs"))
+        if len(states) == 3 and "runs" in states:
+            assert states == ["runs", "waits", "waits"]
+        await asyncio.sleep(0.01)
+    assert most == 1
+    assert [o.model for o in quick.conversions() if o.state == "waits"] in ([], [slow[1].name])
+    assert (await asyncio.wait_for(order.get(), 60)) == slow[0].name
+    assert order.empty(), "the one for which nobody waits came first"
+    assert (await asyncio.wait_for(order.get(), 60)) == slow[1].name
+    assert quick.conversions() == ()
+
+
+async def test_ending_one_that_waits_gives_its_place_to_the_next() -> None:
+    turns = prepare._Turns(1)
+    entered: list[str] = []
+    gate = asyncio.Event()
+
+    async def work(name: str, background: bool) -> None:
+        async with turns.turn(background=background):
+            entered.append(name)
+            await gate.wait()
+
+    tasks = {n: asyncio.create_task(work(n, n > "b")) for n in ("a", "b", "c", "d")}
+    await asyncio.sleep(0)
+    assert entered == ["a"]
+    tasks["b"].cancel()
+    tasks["a"].cancel()
+    await asyncio.wait([tasks["a"], tasks["b"]])
+    await asyncio.sleep(0)
+    assert entered == ["a", "c"]
+    gate.set()
+    await asyncio.wait_for(asyncio.gather(tasks["c"], tasks["d"]), 5)
+    assert entered == ["a", "c", "d"]
 
 
 async def test_a_result_that_was_deleted_is_made_again(environ: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ def command(everything: bool, as_json: bool) -> int:
 
     With --all, list instead every model file on this machine: those in the store, and those that
     Hugging Face's tools, Ollama, LM Studio and llama.cpp have; all of them can be run where they
-    are.
+    are. CONVERTED tells how much other forms of a model take in the data folder.
     """
     if everything:
         return _files(as_json)
@@ -54,6 +54,8 @@ class File(msgspec.Struct, frozen=True):
     size: int
     owner: str
     path: str
+    converted: int = 0
+    """Bytes of other forms of it that are kept in the data folder."""
 
 
 def _files(as_json: bool) -> int:
@@ -64,13 +66,24 @@ def _files(as_json: bool) -> int:
     if not found:
         print("no model files on this machine; `llmrr pull` brings some, `llmrr search` finds them")
         return 0
-    rows = [(f.name, format_size(f.size), f.owner, f.path) for f in found]
-    output.table(("MODEL", "SIZE", "OF", "PATH"), rows, numbers=("SIZE",))
+    head = ("MODEL", "SIZE", "CONVERTED", "OF", "PATH")
+    rows = [
+        (f.name, format_size(f.size), format_size(f.converted) if f.converted else "",
+         f.owner, f.path)
+        for f in found
+    ]  # fmt: skip
+    shown = [i for i in range(len(head)) if head[i] != "CONVERTED" or any(row[i] for row in rows)]
+    output.table(
+        [head[i] for i in shown],
+        [[row[i] for i in shown] for row in rows],
+        numbers=("SIZE", "CONVERTED"),
+    )
     return 0
 
 
 def files() -> list[File]:
-    """The store's models, then those of other programs that the store does not name."""
+    """The store's models, then those of other programs that the store does not name, then what was
+    converted from others."""
     from llm_runner_router.models.found import everything
 
     from .stored import opened
@@ -88,7 +101,26 @@ def files() -> list[File]:
         if str(other.path) not in known:
             name, path = _printable(other.name), _printable(str(other.path))
             listed.append(File(name, other.size, other.owner, path))
-    return listed
+    return _with_conversions(listed)
+
+
+def _with_conversions(listed: list[File]) -> list[File]:
+    """`listed` with the bytes of what was converted from each, and what came from elsewhere."""
+    from llm_runner_router.convert.cache import kept
+    from llm_runner_router.home import find
+
+    sizes: dict[str, int] = {}
+    others = []
+    known = {file.path for file in listed}
+    for one in kept(find(os.environ)):
+        origins = [path for o in one.note.origins if (path := _printable(o.path)) in known]
+        for path in origins:
+            sizes[path] = sizes.get(path, 0) + one.note.bytes
+        if not origins:
+            path = _printable(str(one.path))
+            others.append(File(f"file:{path}", one.note.bytes, "conversions", path))
+    changed = [msgspec.structs.replace(f, converted=sizes.get(f.path, 0)) for f in listed]
+    return changed + others
 
 
 def _printable(path: str) -> str:

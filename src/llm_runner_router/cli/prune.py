@@ -6,23 +6,36 @@ import os
 
 import click
 
+from llm_runner_router.home import find
 from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
-from .stored import opened
+from .stored import opened, plural
 
 
 @click.command("prune", cls=Verb)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(as_json: bool) -> int:
-    """Delete contents of the store that no name means, and downloads that rest for a week."""
+    """Delete what is of no use any more.
+
+    Contents of the store that no name means; what names meant before their sources moved on;
+    downloads that rest for a week; conversions whose source is gone or is not what it was; and what
+    conversions left that were killed.
+    """
+    from llm_runner_router.convert import cache
     from llm_runner_router.models.discard import prune
     from llm_runner_router.models.hubcache import HubCache, folder
 
     pruned = prune(opened(), HubCache(folder(os.environ)))
+    made = cache.prune(find(os.environ))
+    freed = pruned.bytes + made.bytes
     if as_json:
-        output.json(pruned)
+        told = {"files": pruned.files, "conversions": made.conversions, "bytes": freed}
+        output.json(told)
     else:
-        print(f"{pruned.files} files deleted, {format_size(pruned.bytes)} freed")
+        what = plural(pruned.files, "file")
+        if made.conversions:
+            what += f" and {plural(made.conversions, 'conversion')}"
+        print(f"{what} deleted, {format_size(freed)} freed")
     return 0

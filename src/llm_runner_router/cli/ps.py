@@ -23,16 +23,17 @@ NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "ENGINE"
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(as_json: bool) -> int:
     """Show the loaded models: process, threads, memory, speed, queue, and when they go."""
-    found = client.connect(place()).get("/llmrr/ps")
+    server = client.connect(place())
+    found = server.get("/llmrr/ps")
     if as_json:
         output.json(found)
         return 0
     rows = [row(runner) for runner in found]
-    if not rows:
+    if rows:
+        output.table(HEAD, rows, numbers=NUMBERS)
+    else:
         print("no model is loaded; the first request loads one")
-        return 0
-    output.table(HEAD, rows, numbers=NUMBERS)
-    for line in evicted(found):
+    for line in [*evicted(found), *converted(server.get("/llmrr/status").get("conversions") or ())]:
         print(line)
     return 0
 
@@ -65,6 +66,19 @@ def evicted(runners: Sequence[Mapping[str, Any]]) -> list[str]:
         for runner in runners
         for what in runner.get("made_room") or ()
     ]
+
+
+def converted(conversions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which models are being made ready, how far that is, and which wait for it."""
+    lines = []
+    for one in conversions:
+        name, kind = (output.safe(str(one.get(key, ""))) for key in ("model", "kind"))
+        if one.get("state") == "waits":
+            lines.append(f"{name} waits to become {kind}: another conversion runs")
+        else:
+            share = f", {100 * one['done'] // one['total']} %" if one.get("total") else ""
+            lines.append(f"{name} becomes {kind}{share}")
+    return lines
 
 
 def _number(value: Any) -> str:

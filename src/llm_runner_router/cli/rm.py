@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llm_runner_router.errors import RunnerError, UnknownModel
+from llm_runner_router.home import find
 from llm_runner_router.models.blobs import Store
 from llm_runner_router.models.discard import Removed
 from llm_runner_router.models.manifest import Stored
@@ -14,7 +17,10 @@ from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
-from .stored import locate_other, opened, stored_name
+from .stored import locate_other, opened, opened_at, plural, stored_name
+
+if TYPE_CHECKING:
+    from llm_runner_router.convert.cache import Freed
 
 
 @click.command("rm", cls=Verb)
@@ -22,16 +28,19 @@ from .stored import locate_other, opened, stored_name
 def command(models: tuple[str, ...]) -> int:
     """Forget MODELs and delete what was pulled for them and no other name needs.
 
-    Files that other programs put where they are stay there.
+    What was converted from them goes, too. Files that other programs put where they are stay there.
     """
     from llm_runner_router.models.discard import remove
     from llm_runner_router.models.hubcache import HubCache, folder
 
     store = opened()
+    cache = HubCache(folder(os.environ))
     failed = 0
     for model in models:
         try:
-            gone = remove(stored_name(model, store), store, HubCache(folder(os.environ)))
+            name = stored_name(model, store)
+            path = opened_at(name, store)
+            gone = remove(name, store, cache)
         except UnknownModel as exc:
             failed = 1
             built_in = model.startswith("zoo:")
@@ -43,8 +52,25 @@ def command(models: tuple[str, ...]) -> int:
             output.note("error", exc.message)
             output.note("hint", exc.hint or "")
             continue
-        print(f"removed {output.line(model)}, {format_size(gone.bytes)} freed{_tail(gone, store)}")
+        made = _conversions(path, store)
+        freed = format_size(gone.bytes + made.bytes)
+        what = output.line(model) + (
+            f" and {plural(made.conversions, 'conversion')} of it" if made.conversions else ""
+        )
+        print(f"removed {what}, {freed} freed{_tail(gone, store)}")
     return failed
+
+
+def _conversions(path: Path | None, store: Store) -> Freed:
+    """Delete what was made of the model that was opened at `path`, unless a name still opens it."""
+    from llm_runner_router.convert.cache import Freed, forget, prune
+
+    home = find(os.environ)
+    if path is not None and any(opened_at(name, store) == path for name in store.names()):
+        return Freed()
+    mine = Freed() if path is None else forget(home, path)
+    rest = prune(home, quick=True)
+    return Freed(mine.conversions + rest.conversions, mine.bytes + rest.bytes)
 
 
 def _tail(gone: Removed, store: Store) -> str:

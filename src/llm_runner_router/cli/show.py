@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,17 @@ def command(model: str, as_json: bool) -> int:
         stored = _stored(file.name if file is not None else name)
         judged = [] if file is None else EngineSelector().rank(file.info)
         output.json(
-            {"card": card, "file": facts, "engines": judged, "stored": stored, "routes": routes}
+            {
+                "card": card,
+                "file": facts,
+                "engines": judged,
+                "stored": stored,
+                "conversions": [
+                    {"path": str(one.path), **msgspec.to_builtins(one.note)}
+                    for one in _conversions(file)
+                ],
+                "routes": routes,
+            }
         )
         return 0
     _print(card, file, routes)
@@ -193,9 +204,30 @@ def _print(card: ModelCard, file: Any, routes: list[str]) -> None:
         print("\nengines")
         output.pairs([_judged(v) for v in EngineSelector().rank(file.info)], "  ")
     _print_stored(_stored(file.name if file is not None else card.name))
+    _print_conversions(file)
     if len(routes) > 1:
         print("\nroutes")
         print("\n".join(f"  {output.line(line)}" for line in routes))
+
+
+def _conversions(file: Any) -> list[Any]:
+    """Other forms of the model that are kept in the data folder."""
+    if file is None:
+        return []
+    from llm_runner_router.convert.cache import made_of
+    from llm_runner_router.home import find
+
+    return made_of(find(os.environ), Path(file.path))
+
+
+def _print_conversions(file: Any) -> None:
+    kept = _conversions(file)
+    if kept:
+        print("\nconversions")
+    for one in kept:
+        form = one.note.options.quantize or one.note.options.type.upper()
+        size = format_size(one.note.bytes)
+        print(output.line(f"  {size:>10}  {one.note.want} {form}  {one.path}"))
 
 
 def _print_stored(stored: Any) -> None:

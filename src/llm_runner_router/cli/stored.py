@@ -22,6 +22,20 @@ def opened() -> Store:
     return Store(find(os.environ).models)
 
 
+def opened_at(name: str, store: Store) -> Path | None:
+    """What an engine opens for a name of the store; None where there is no such name or file."""
+    try:
+        stored = store.get(name)
+        return None if stored is None else store.path_of(stored)
+    except RunnerError:
+        return None
+
+
+def plural(count: int, word: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def stored_name(text: str, store: Store) -> str:
     """The name in the store that `text` means; `text` itself if there is none."""
     if text in store.names():

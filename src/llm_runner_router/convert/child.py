@@ -69,7 +69,7 @@ def main() -> None:
         threading.Thread(target=_watch, args=(orders, stop), daemon=True).start()
         try:
             order = msgspec.json.decode(line, type=Order)
-            if order.background:
+            if order.background and hasattr(os, "nice"):  # Windows has priority classes instead
                 os.nice(NICE)
             _tell(report, {"event": "done", **_do(order, report, stop)})
         except BrokenPipeError:  # the parent is gone, and everything is removed
@@ -115,7 +115,8 @@ def _do(order: Order, report: int, stop: threading.Event) -> dict[str, Any]:
         }
     from llm_runner_router.home import Home
 
-    path = cache.cached(Home(Path(order.home)), source, order.want, options, work)
+    home = Home(Path(order.home))
+    path = cache.cached(home, source, order.want, options, work, cancelled=stop.is_set)
     have = run.kind_of(source)
     return {"path": str(path), "have": have, "want": order.want, "bytes": run.size_of(path)}
 

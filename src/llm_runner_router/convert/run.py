@@ -8,10 +8,12 @@ left beside it is removed by the next.
 
 from __future__ import annotations
 
+import glob
 import os
-import re
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +23,15 @@ from msgspec.structs import replace
 from llm_runner_router.errors import BadRequest, EngineError, ModelFileError
 from llm_runner_router.models import detect
 from llm_runner_router.models.formats.gguf_types import BITNET
+from llm_runner_router.models.locks import FileLock
 
 from .base import Cancelled, Found, Options, Tick, found, pick
 from .plan import FILES, Step, disk, plan
 
 ROOM: Final = 64 * 1024 * 1024
 """Bytes that stay free besides the estimate: headers, and what others write meanwhile."""
-_DRAFT = re.compile(r"\.(\d+)\.converting\Z")
+DRAFT: Final = ".converting"
+"""Ending of the folder in which a conversion works; with `.lock` behind it, of its owner's lock."""
 
 
 class Progress(Struct, frozen=True):
@@ -143,15 +147,13 @@ def convert(
     if mix and want != "gguf":
         raise BadRequest(f"`{want}` is not quantised here", hint="convert to `gguf`")
     _check_target(source, target, overwrite=overwrite, done=not steps and not mix, want=want)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.converting")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         _check_room(target.parent, disk(steps) + (size_of(source) if mix else 0))
-        draft.mkdir()
     except OSError as exc:
         raise _disk(target.parent, exc) from exc
-    try:
+    with _drafting(target) as draft:
         last = source
         works = [(s.have, s.want, pick(s.converter, among)) for s in steps]
         if mix:
@@ -165,10 +167,6 @@ def convert(
             last = place
         if overwrite or not target.exists():  # another may have been quicker with the same
             _put(last, target, draft)
-    except OSError as exc:
-        raise _disk(target.parent, exc) from exc
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Result(target, have, want, size_of(target))
 
 
@@ -192,22 +190,42 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
+@contextmanager
+def _drafting(target: Path) -> Iterator[Path]:
+    """A folder to work in, beside `target`, that is gone afterwards.
+
+    Its owner holds a lock, which goes with the owner however that ends. A process id would not do:
+    they are used again, and mean another process in another container.
+
+    Raises:
+        EngineError: the disk refuses it, or refused something inside.
+    """
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}{DRAFT}")
+    lock = FileLock(_owner(draft), patience=0)
+    try:
+        with lock:
+            try:
+                draft.mkdir()
+                yield draft
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+                lock.path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise _disk(target.parent, exc) from exc
+
+
+def _owner(draft: Path) -> Path:
+    return draft.with_name(f"{draft.name}.lock")
+
+
 def sweep(target: Path) -> None:
     """Remove what conversions to `target` left whose process is gone."""
-    for path in target.parent.glob(f".{target.name}.*.converting"):
-        mark = _DRAFT.search(path.name)
-        if mark is not None and not _alive(int(mark[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return pid != os.getpid()
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.*{DRAFT}"):
+        lock = FileLock(_owner(draft))
+        if lock.take():
+            shutil.rmtree(draft, ignore_errors=True)
+            lock.path.unlink(missing_ok=True)
+            lock.free()
 
 
 def _check_target(source: Path, target: Path, *, overwrite: bool, done: bool, want: str) -> None:

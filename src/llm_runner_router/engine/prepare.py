@@ -7,15 +7,22 @@ own (`convert/job.py`); a result is kept in the data folder and found again afte
 Run now, get faster later: a model that an engine runs as it is answers at once, while the form
 that was asked for (`quantization`) is made in the background; then `replaced` is told, and
 requests move over. A model that no engine runs as it is is converted first, and requests wait.
+
+A conversion takes every core and as much memory as it can use, so only `parallel` of them run at
+the same time; the others wait, those first for which requests wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -23,11 +30,11 @@ from msgspec import Struct
 from llm_runner_router.errors import (
     EngineError,
     LoadFailed,
-    ModelFileError,
     RunnerError,
     Unavailable,
     Unsupported,
 )
+from llm_runner_router.home import find
 from llm_runner_router.models.detect import describe
 from llm_runner_router.models.info import LocalModel
 
@@ -50,7 +57,13 @@ PLAIN = frozenset({"F32", "F16", "BF16", "F64"})
 BLOCKS = frozenset({"gguf", "ggml"})
 """Formats whose weights keep their blocks on the way to GGUF."""
 
-Key = tuple[str, str, str, int, int]
+LOOK = 1.0
+"""Seconds between two looks at all files of a model; at the file or folder itself every time."""
+MOST_IDLE = 256
+"""Finished conversions that are remembered, the latest; others are found in the data folder."""
+
+Key = tuple[str, str, str]
+"""Name, quantisation and engine: what was asked for."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,14 +82,73 @@ class Way(Struct, frozen=True):
     """Estimated."""
 
 
+class Conversion(Struct, frozen=True):
+    """A conversion as others see it."""
+
+    model: str
+    kind: str
+    """What the model becomes."""
+    state: Literal["waits", "runs"]
+    """`waits`: as many run as may."""
+    done: int = 0
+    """Bytes of the step that runs, of `total`."""
+    total: int = 0
+    background: bool = False
+    """Requests are answered meanwhile."""
+
+
 class _Work:
     """A conversion that runs or has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, stamp: str) -> None:
+        self.stamp = stamp
+        """Of the files it is made from; others under the same name are another model."""
+        self.entry: tuple[int, ...] = ()
+        """What the disk told of the file or folder itself when all of it was looked at."""
+        self.look = 0.0
+        """When all of it is looked at again."""
         self.task: asyncio.Task[LocalModel] | None = None
+        self.shown: Conversion | None = None
         self.result: LocalModel | None = None
         self.failed: RunnerError | None = None
         self.again = 0.0
+
+
+class _Turns:
+    """Lets so many in at once, and those first for whom somebody waits."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._order = count()
+        self._queue: list[tuple[bool, int, asyncio.Future[None]]] = []
+
+    @asynccontextmanager
+    async def turn(self, *, background: bool) -> AsyncIterator[None]:
+        """Wait for a place and hold it."""
+        if self._free:
+            self._free -= 1
+        else:
+            mine = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._queue, (background, next(self._order), mine))
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():
+                    self._next()
+                raise
+        try:
+            yield
+        finally:
+            self._next()
+
+    def _next(self) -> None:
+        """Give a place that became free to whoever is next."""
+        while self._queue:
+            _, _, one = heapq.heappop(self._queue)
+            if not one.done():
+                one.set_result(None)
+                return
+        self._free += 1
 
 
 class Preparer:
@@ -87,6 +159,7 @@ class Preparer:
         clock: monotonic seconds.
         environ: where the data folder is read.
         replaced: told the model in its better form, when one was made in the background.
+        parallel: conversions that run at the same time.
     """
 
     def __init__(
@@ -96,12 +169,16 @@ class Preparer:
         clock: Callable[[], float],
         environ: Mapping[str, str] = os.environ,
         replaced: Callable[[LocalModel], None] = lambda model: None,
+        parallel: int = 1,
     ) -> None:
         self._engines = engines
         self._clock = clock
         self._environ = environ
         self._replaced = replaced
+        self._turns = _Turns(parallel)
         self._work: dict[Key, _Work] = {}
+        self._old: set[_Work] = set()
+        """Those that still run though the files they read are not the model's any more."""
         self._closed = False
 
     async def ready(self, model: LocalModel) -> LocalModel:
@@ -114,7 +191,7 @@ class Preparer:
         runs = self._runs(model)
         if runs and not _wants(model):
             return model
-        work = self._work.setdefault(_key(model), _Work())
+        work = self._find(model)
         if work.result is not None and work.result.path.exists():
             return work.result
         work.result = None  # somebody deleted it: it is made again
@@ -141,19 +218,58 @@ class Preparer:
         """
         return find_way(model, self._engines)
 
+    def conversions(self) -> tuple[Conversion, ...]:
+        """Those that run or wait, in the order in which they were asked for; for display."""
+        works = (*self._old, *self._work.values())
+        return tuple(w.shown for w in works if w.task is not None and w.shown is not None)
+
     def making(self, name: str) -> bool:
-        """Whether a conversion of the model called `name` runs; for display."""
-        return any(key[0] == name and w.task is not None for key, w in self._work.items())
+        """Whether a conversion of the model called `name` runs or waits; for display."""
+        return any(one.model == name for one in self.conversions())
+
+    async def sweep(self) -> None:
+        """Delete what conversions left that were killed, with an earlier server for example."""
+        home = find(self._environ)
+        if not (home.path / "converted").is_dir():
+            return  # most installations need not even import it
+        from llm_runner_router.convert.cache import sweep
+
+        await asyncio.to_thread(sweep, home)
 
     async def close(self) -> None:
         """End the conversions that run and start none; what they wrote is removed."""
         self._closed = True
-        tasks = [work.task for work in self._work.values() if work.task is not None]
+        works = (*self._old, *self._work.values())
+        tasks = [work.task for work in works if work.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # ------------------------------------------------------------ inside
+
+    def _find(self, model: LocalModel) -> _Work:
+        """What is known of a conversion of the model as its files are now.
+
+        Raises:
+            ModelFileError: they are gone.
+        """
+        from llm_runner_router.convert.identity import stamp
+
+        key, moment = _key(model), self._clock()
+        known = self._work.pop(key, None)
+        if known is None or known.entry != _entry(model.path) or moment >= known.look:
+            now = stamp(model.path)
+            if known is not None and known.stamp != now:
+                if known.task is not None:  # somebody may wait for it
+                    self._old.add(known)
+                known = None
+            known = known or _Work(now)
+            known.entry, known.look = _entry(model.path), moment + LOOK
+        work = self._work[key] = known  # the latest is the last
+        idle = [k for k, w in self._work.items() if w.task is None and w is not work]
+        for old in idle[: max(0, len(self._work) - MOST_IDLE)]:
+            del self._work[old]
+        return work
 
     def _runs(self, model: LocalModel) -> bool:
         if model.engine is not None:
@@ -173,18 +289,31 @@ class Preparer:
         except RunnerError as exc:
             self._fail(work, model, exc, background=background)
             return
+        work.shown = Conversion(model.name, way.kind, "waits", background=background)
         work.task = asyncio.create_task(
-            self._make(model, way, background=background), name=f"conversion of {model.name}"
+            self._make(work, model, way, background=background),
+            name=f"conversion of {model.name}",
         )
         work.task.add_done_callback(lambda task: self._ended(work, model, task, background))
 
-    async def _make(self, model: LocalModel, way: Way, *, background: bool) -> LocalModel:
+    async def _make(
+        self, work: _Work, model: LocalModel, way: Way, *, background: bool
+    ) -> LocalModel:
+        async with self._turns.turn(background=background):
+            work.shown = Conversion(model.name, way.kind, "runs", background=background)
+            _log.info("%s: %s", model.name, ", ".join(way.steps))
+            return await self._convert(work, model, way, background=background)
+
+    async def _convert(
+        self, work: _Work, model: LocalModel, way: Way, *, background: bool
+    ) -> LocalModel:
         from llm_runner_router.convert.base import Options
         from llm_runner_router.convert.job import converting
 
-        _log.info("%s: %s", model.name, ", ".join(way.steps))
         options = Options(quantize=way.mix) if way.mix else Options()
         seconds = WAIT_LEAST + WAIT_FACTOR * way.seconds
+        shown = work.shown
+        assert shown is not None, "whoever begins shows it"
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -197,6 +326,8 @@ class Preparer:
                     environ=self._environ,
                 ) as job,
             ):
+                async for at in job.progress():
+                    work.shown = msgspec.structs.replace(shown, done=at.done, total=at.total)
                 path: Path = (await job.result()).path
         except TimeoutError:
             raise EngineError(
@@ -214,13 +345,15 @@ class Preparer:
     def _ended(
         self, work: _Work, model: LocalModel, task: asyncio.Task[LocalModel], background: bool
     ) -> None:
-        work.task = None
+        work.task = work.shown = None
+        outdated = work in self._old
+        self._old.discard(work)
         if task.cancelled():
             return
         exc = task.exception()
         if exc is None:
             work.result = task.result()
-            if background:
+            if background and not outdated:
                 self._replaced(work.result)
         elif isinstance(exc, RunnerError):
             self._fail(work, model, exc, background=background)
@@ -332,16 +465,13 @@ def _type(model: LocalModel) -> str:
     return model.info.quantisation.upper().partition("_V")[0]
 
 
-def _key(model: LocalModel) -> Key:
-    """What was asked for, of the file as it is now: another file under its name is another model.
-
-    Raises:
-        ModelFileError: it is gone.
-    """
+def _entry(path: Path) -> tuple[int, ...]:
     try:
-        at = model.path.stat()
-    except OSError as exc:
-        raise ModelFileError(
-            f"cannot read `{model.path}`: {exc.strerror}", hint="see `llmrr ls --all`"
-        ) from exc
-    return model.name, model.quantization or "", model.engine or "", at.st_mtime_ns, at.st_size
+        at = path.stat()
+    except OSError:
+        return ()
+    return at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino
+
+
+def _key(model: LocalModel) -> Key:
+    return model.name, model.quantization or "", model.engine or ""
