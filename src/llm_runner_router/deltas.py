@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .errors import StreamBroken
-from .types import Delta, Finish, Origin, ToolCall, Usage, Wire
+from .types import Delta, Finish, Origin, ToolCall, ToolCallDelta, Usage, Wire
 
 
 async def prime(deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
@@ -88,7 +88,7 @@ class _Growing:
         self.text: list[str] = []
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
-        self.calls: dict[int, tuple[list[str], list[str], list[str]]] = {}
+        self.calls: dict[int, list[ToolCallDelta]] = {}
         self.finish: Finish | None = None
         self.stopped_by: str | None = None
         self.logprobs: list[Raw] = []
@@ -104,12 +104,7 @@ class _Growing:
         if delta.refusal:
             self.refusal.append(delta.refusal)
         for piece in delta.tool_calls:
-            ids, names, arguments = self.calls.setdefault(piece.index, ([], [], []))
-            if piece.id:
-                ids.append(piece.id)
-            if piece.name:
-                names.append(piece.name)
-            arguments.append(piece.arguments)
+            self.calls.setdefault(piece.index, []).append(piece)
         if delta.logprobs is not None:
             self.logprobs.append(delta.logprobs)
         if delta.finish is not None:
@@ -123,10 +118,7 @@ class _Growing:
             self.citations += delta.citations
 
     def done(self, index: int) -> Choice:
-        calls = tuple(
-            ToolCall(id=ids[0] if ids else "", name="".join(names), arguments="".join(arguments))
-            for _, (ids, names, arguments) in sorted(self.calls.items())
-        )
+        calls = tuple(_joined(pieces) for _, pieces in sorted(self.calls.items()))
         return Choice(
             index=index,
             text="".join(self.text),
@@ -140,6 +132,15 @@ class _Growing:
             citations=tuple(self.citations),
             stopped_by=self.stopped_by,
         )
+
+
+def _joined(pieces: list[ToolCallDelta]) -> ToolCall:
+    return ToolCall(
+        id=next((piece.id for piece in pieces if piece.id), ""),
+        name="".join([piece.name for piece in pieces if piece.name]),
+        arguments="".join([piece.arguments for piece in pieces]),
+        signature=next((piece.signature for piece in pieces if piece.signature), None),
+    )
 
 
 class Collector:

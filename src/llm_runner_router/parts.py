@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 from msgspec import Raw, Struct
 
+GOOGLE = "google:"
+"""What the signatures of Google's models begin with here, so that no other provider is shown them.
+Those of Anthropic's models are as they came."""
+
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
@@ -114,6 +118,8 @@ class ToolCall(Struct, frozen=True):
     name: str
     arguments: str
     cache_control: dict[str, Any] | None = None
+    signature: str | None = None
+    """The provider's proof of the thoughts that led to the call; it begins with `GOOGLE`."""
 
 
 class Message(Struct, frozen=True):

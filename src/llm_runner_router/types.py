@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 from msgspec import Raw, Struct
 
+from .parts import GOOGLE as GOOGLE
 from .parts import AudioPart as AudioPart
 from .parts import FileData as FileData
 from .parts import FilePart as FilePart
@@ -131,6 +132,8 @@ class EmbedRequest(Struct, frozen=True):
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     user: str | None = None
+    task: str | None = None
+    """What the vectors are for, in Google's words: `RETRIEVAL_QUERY`, `RETRIEVAL_DOCUMENT`, …"""
 
 
 class RerankRequest(Struct, frozen=True):
@@ -195,6 +198,8 @@ class ToolCallDelta(Struct, frozen=True):
     id: str | None = None
     name: str | None = None
     arguments: str = ""
+    signature: str | None = None
+    """Comes once; see `ToolCall`."""
 
 
 class Price(Struct, frozen=True, gc=False):
@@ -284,6 +289,7 @@ class Delta(Struct, frozen=True):
     stopped_by: str | None = None
     """With `finish`: the stop sequence that ended the answer, if the target tells."""
     usage: Usage | None = None
+    """Of the whole answer so far, all choices; the last one counts."""
     logprobs: Raw | None = None
     timings: Raw | None = None
     """llama-server's own `timings` object, on the last delta of a local model."""

@@ -13,7 +13,7 @@ from llm_runner_router.types import Price
 
 REQUIRED = (
     "openai azure groq mistral together fireworks deepinfra deepseek openrouter perplexity xai"
-    " cerebras nvidia huggingface ollama vllm lmstudio llama-server"
+    " cerebras nvidia huggingface ollama vllm lmstudio llama-server anthropic gemini google"
 ).split()
 
 

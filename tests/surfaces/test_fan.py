@@ -19,7 +19,8 @@ def prompts(count: int, n: int = 1) -> list[Request]:
 def echo(request: Request, call: Call) -> list[Delta]:
     deltas: list[Delta] = []
     for index in range(request.sampling.n):
-        deltas += deltas_of(f"{request.prompt}/{index}", usage=Usage(1, 2), index=index)
+        so_far = Usage(index + 1, 2 * (index + 1))
+        deltas += deltas_of(f"{request.prompt}/{index}", usage=so_far, index=index)
     return deltas
 
 

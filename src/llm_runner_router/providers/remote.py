@@ -36,6 +36,7 @@ from llm_runner_router.types import (
     Delta,
     Embeddings,
     EmbedRequest,
+    Mark,
     Origin,
     Price,
     Ranking,
@@ -197,7 +198,11 @@ class RemoteTarget:
         count, dialect = len(request.inputs), self._dialect
         wire = dialect.build_embed(request, self._model)
         found = await self._whole_answer(wire, call, lambda data: dialect.parse_embed(data, count))
-        return msgspec.structs.replace(found, origin=self._origin)
+        origin = self._origin
+        if request.task is not None and not dialect.embed_tasks:
+            lost = {"task": Mark("dropped", "vectors are the same there whatever they are for")}
+            origin = msgspec.structs.replace(origin, fidelity=lost)
+        return msgspec.structs.replace(found, origin=origin)
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Order the documents of `request`.
@@ -243,7 +248,8 @@ class RemoteTarget:
     def _url(self, path: str) -> str:
         url = self._urls.get(path)
         if url is None:
-            url = self._urls[path] = f"{self._base}{path}{self._query}"
+            query = self._query.replace("?", "&", 1) if "?" in path else self._query
+            url = self._urls[path] = f"{self._base}{path}{query}"
         return url
 
     def _headers(self, call: Call, wire: WireRequest, stream: bool) -> list[tuple[str, str]]:

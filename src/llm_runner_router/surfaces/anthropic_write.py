@@ -209,6 +209,9 @@ class EventWriter:
     def _call(self, out: list[bytes], call: ToolCallDelta) -> None:
         index = self._calls.get(call.index)
         if index is None:
+            if call.signature:
+                signed = {"type": "signature_delta", "signature": call.signature}
+                self._say(out, "thinking", signed)
             self._close(out)
             id = call.id or call_id(self._reply, call.index)
             block = {"type": "tool_use", "id": id, "name": call.name or "", "input": {}}
@@ -238,9 +241,12 @@ def message(answer: Answer, request: Request, reply: Reply) -> bytes:
 
 def _content(choice: Choice, reply: Reply) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
-    if choice.reasoning or choice.signature:
+    # Where calls are signed, this format has the signature on a thought.
+    signed = (call.signature for call in choice.tool_calls if call.signature)
+    signature = choice.signature or next(signed, "")
+    if choice.reasoning or signature:
         thought = {"type": "thinking", "thinking": choice.reasoning}
-        blocks.append({**thought, "signature": choice.signature})
+        blocks.append({**thought, "signature": signature})
     blocks += [{"type": "redacted_thinking", "data": data} for data in choice.redacted]
     if choice.text or choice.refusal:
         blocks.append({"type": "text", "text": choice.text or choice.refusal})

@@ -7,7 +7,7 @@ any wire format.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -29,7 +29,7 @@ async def fan(
     """
     queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=WIDTH)
     turns = asyncio.Semaphore(WIDTH)
-    usages: list[Usage] = []
+    usages: dict[int, Usage] = {}
 
     async def answer(k: int, request: Request) -> None:
         base = k * request.sampling.n
@@ -37,7 +37,7 @@ async def fan(
             async with turns, target.open(request, _own(call, k)) as deltas:
                 async for delta in deltas:
                     if delta.usage is not None:
-                        usages.append(delta.usage)
+                        usages[k] = delta.usage  # of its answer so far
                     await queue.put(_moved(delta, base))
         except Exception as exc:  # handed to the reader, who raises it
             await queue.put(exc)
@@ -71,7 +71,7 @@ class _Merged:
         self,
         queue: asyncio.Queue[Delta | BaseException | None],
         running: int,
-        usages: list[Usage],
+        usages: dict[int, Usage],
     ) -> None:
         self._queue = queue
         self._running = running
@@ -92,10 +92,10 @@ class _Merged:
         if self._told or not self._usages:
             raise StopAsyncIteration
         self._told = True
-        return Delta(usage=_sum(self._usages))
+        return Delta(usage=_sum(self._usages.values()))
 
 
-def _sum(usages: list[Usage]) -> Usage:
+def _sum(usages: Collection[Usage]) -> Usage:
     return Usage(
         sum(u.prompt_tokens for u in usages),
         sum(u.completion_tokens for u in usages),

@@ -6,12 +6,14 @@ Knows: `POST /v1/chat/completions`, its chunks and its errors. Does not know: wh
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import (
+    GOOGLE,
     Delta,
     Message,
     Part,
@@ -43,6 +45,8 @@ class _Call(Struct, frozen=True):
     function: _Function
     id: str = ""
     type: str = "function"
+    extra_content: Any = None
+    """Where Google's own endpoint for this format has the signature of a call."""
 
 
 class _Message(Struct, frozen=True):
@@ -157,10 +161,17 @@ def _message(at: str, m: _Message) -> Message:
         content=tuple(m.content) if isinstance(m.content, list) else m.content,
         name=m.name,
         tool_calls=tuple(
-            ToolCall(c.id, c.function.name, c.function.arguments) for c in m.tool_calls or ()
+            ToolCall(c.id, c.function.name, c.function.arguments, signature=_signature(c))
+            for c in m.tool_calls or ()
         ),
         tool_call_id=m.tool_call_id,
     )
+
+
+def _signature(call: _Call) -> str | None:
+    held = call.extra_content.get("google") if isinstance(call.extra_content, dict) else None
+    signature = held.get("thought_signature") if isinstance(held, dict) else None
+    return GOOGLE + signature if isinstance(signature, str) and signature else None
 
 
 def _tool(i: int, tool: _Tool) -> Tool:

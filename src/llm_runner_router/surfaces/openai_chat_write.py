@@ -12,13 +12,23 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from llm_runner_router.deltas import Answer, Choice
-from llm_runner_router.types import Delta, Finish, Request, ToolCallDelta
+from llm_runner_router.types import GOOGLE, Delta, Finish, Request, ToolCallDelta
 
 from .base import Reply
 from .codec import check_finished, model_name
 from .openai_json import DONE, UsageBody, body, frame, usage_body, usage_frame
 
 CHUNK = "chat.completion.chunk"
+
+
+class _Thought(Struct, frozen=True):
+    thought_signature: str
+
+
+class _Extra(Struct, frozen=True):
+    """As Google's own endpoint for this format has it; clients are to send it back."""
+
+    google: _Thought
 
 
 class _Function(Struct, frozen=True, omit_defaults=True):
@@ -31,6 +41,7 @@ class _CallPiece(Struct, frozen=True):
     function: _Function
     id: str | UnsetType = UNSET
     type: Literal["function"] | UnsetType = UNSET
+    extra_content: _Extra | UnsetType = UNSET
 
 
 class _Piece(Struct, frozen=True):
@@ -114,6 +125,7 @@ class ChunkWriter:
             _Function(piece.name or "", piece.arguments),
             piece.id or call_id(self._reply, choice, piece.index),
             "function",
+            _extra(piece.signature),
         )
 
     def _unargued(self, choice: int) -> tuple[_CallPiece, ...]:
@@ -126,6 +138,12 @@ class ChunkWriter:
 def _nothing(delta: Delta, calls: tuple[_CallPiece, ...]) -> bool:
     """Whether `delta` has nothing a client of this format could be told."""
     return not (delta.text or delta.role or calls or delta.reasoning or delta.refusal)
+
+
+def _extra(signature: str | None) -> _Extra | UnsetType:
+    if signature is None or not signature.startswith(GOOGLE):
+        return UNSET
+    return _Extra(_Thought(signature.removeprefix(GOOGLE)))
 
 
 def call_id(reply: Reply, choice: int, index: int) -> str:
@@ -145,6 +163,7 @@ class _Call(Struct, frozen=True):
     id: str
     type: Literal["function"]
     function: _CallFunction
+    extra_content: _Extra | UnsetType = UNSET
 
 
 class _Message(Struct, frozen=True):
@@ -185,6 +204,7 @@ def _choice(choice: Choice, reply: Reply) -> _Choice:
             c.id or call_id(reply, choice.index, i),
             "function",
             _CallFunction(c.name, c.arguments or "{}"),
+            _extra(c.signature),
         )
         for i, c in enumerate(choice.tool_calls)
     )

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from .base import Dialect
 
-DIALECTS = {"openai": "OpenAI", "anthropic": "Anthropic"}
+DIALECTS = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini"}
 """Name, which is the module's too, and class."""
 
 

@@ -40,6 +40,8 @@ class Quirks(Struct, frozen=True):
     """Fields it answers with an error."""
     top_k: bool = False
     """OpenAI: it takes `top_k`, which is not in the reference."""
+    json_schema: bool = True
+    """Gemini: it takes JSON Schemas; without it they are written as Google's own."""
     max_output: int = 0
     """Tokens that the model can write at most, 0 = unknown."""
 
@@ -98,6 +100,8 @@ class Dialect(ABC):
     """As `dialect` in `hosts.toml` names it."""
     accept: ClassVar[str] = "text/event-stream"
     """The media type of a stream."""
+    embed_tasks: ClassVar[bool] = False
+    """It can be told what vectors are for (`EmbedRequest.task`)."""
 
     @abstractmethod
     def build(self, request: Request, model: str, quirks: Quirks, receipt: Receipt) -> WireRequest:
