@@ -17,13 +17,15 @@ import jsonschema
 import msgspec
 import pytest
 from msgspec import Raw
+from tests.convert import adapters
 
 from llm_runner_router.convert import hf_onnx
 from llm_runner_router.convert.base import Options
+from llm_runner_router.convert.peft import base_settings, from_peft
 from llm_runner_router.deltas import Answer
 from llm_runner_router.engine.select import load_engine
 from llm_runner_router.errors import BadRequest, Unsupported
-from llm_runner_router.models.info import LocalModel
+from llm_runner_router.models.info import Adapter, LocalModel
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.refs import parse
 from llm_runner_router.types import Message, Request, ResponseFormat, Sampling, Tool
@@ -51,9 +53,13 @@ TIME = Tool("get_time", "Tells the time", Raw(msgspec.json.encode(SCHEMA)))
 class Asked:
     """One engine with its model."""
 
-    def __init__(self, local: Locally, model: LocalModel) -> None:
+    def __init__(
+        self, local: Locally, model: LocalModel, adapted: LocalModel | None = None
+    ) -> None:
         self._local = local
         self.model = model
+        self.adapted = adapted
+        """The same with two LoRA adapters, `sea` and `lake`."""
         self.engine = load_engine(model.engine or "llamacpp")
 
     def ask(self, request: Request) -> Answer:
@@ -296,6 +302,27 @@ def echo(asked: Asked) -> None:
     assert asked.ask(with_(request, echo=True)).text == "The year has" + answer
 
 
+def lora(asked: Asked) -> None:
+    """Two adapters to choose from: each changes the answer, and the next has none again."""
+    plain = asked.chat().text
+    with_them = Asked(asked._local, asked.adapted or asked.model)
+    texts = {with_them.chat(extra={"lora": [{"name": name}]}).text for name in ("sea", "lake")}
+    assert len(texts - {plain}) == 2
+    assert with_them.chat().text == plain
+    with pytest.raises(BadRequest, match=r"there are: `?sea`?, `?lake") as caught:
+        with_them.chat(extra={"lora": [{"name": "river"}]})
+    assert (caught.value.param or "").startswith("lora")
+
+
+def lora_scaled(asked: Asked) -> None:
+    """Half of one and a little of another are something of their own."""
+    with_them = Asked(asked._local, asked.adapted or asked.model)
+    wanted = [{"name": "sea", "scale": 0.5}, {"name": "lake", "scale": 0.25}]
+    answer = with_them.chat(extra={"lora": wanted}).text
+    for other in (wanted[:1], wanted[1:], [{"name": "sea"}], []):
+        assert with_them.chat(extra={"lora": other}).text != answer
+
+
 def refused(param: str, request: Request) -> Callable[[Asked], None]:
     def check(asked: Asked) -> None:
         with pytest.raises(Unsupported) as caught:
@@ -361,6 +388,8 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
         "echo", Request(model="m", prompt="a", echo=True, sampling=Sampling(logprobs=True))
     ),
     "best_of": refused("best_of", chat(extra={"best_of": 3})),
+    "lora": lora,
+    "lora with scales": lora_scaled,
     "suffix": refused("suffix", Request(model="m", prompt="a", suffix="b")),
 }
 KNOWN_TO_LLAMACPP: dict[str, Request] = {
@@ -374,6 +403,12 @@ KNOWN_TO_LLAMACPP: dict[str, Request] = {
 """Fields that only llama.cpp has, and that are refused elsewhere instead of being left out."""
 REFUSED: dict[tuple[str, str], str] = {
     ("mistralrs", "seed"): "seed",
+    ("mistralrs", "lora with scales"): "lora",
+    **{
+        (engine, feature): "lora"
+        for engine in ("torch", "onnx", "onnx_genai", "mock")
+        for feature in ("lora", "lora with scales")
+    },
 }
 """What an engine cannot do, and the field that its refusal names."""
 
@@ -387,6 +422,33 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("graph") / "tiny-general"
     hf_onnx.decoder(FOLDER, target, Options("f32"), lambda *_: None)
     return target
+
+
+@pytest.fixture(scope="module")
+def peft(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """LoRA adapters for the model, as PEFT writes them."""
+    folder, only = tmp_path_factory.mktemp("peft"), ("q_proj", "v_proj")
+    return {
+        name: adapters.make(
+            FOLDER, folder / name, seed=seed, size=1.0, only=only, target_modules=only
+        )
+        for seed, name in enumerate(("sea", "lake"))
+    }
+
+
+def with_adapters(model: LocalModel, peft: dict[str, Path]) -> LocalModel | None:
+    """The model with both, as its engine takes them; None where it takes none."""
+    if model.engine == "mistralrs":
+        options = {"adapters": {name: str(folder) for name, folder in peft.items()}}
+        return msgspec.structs.replace(model, name="adapted mistralrs", options=options)
+    if model.engine != "llamacpp":
+        return None
+    each = []
+    for name, folder in peft.items():
+        target = folder.with_suffix(".gguf")
+        from_peft(folder, target, Options("f16", base=base_settings(FOLDER)), lambda *_: None)
+        each.append(Adapter(name, target, target.stat().st_size))
+    return msgspec.structs.replace(model, name="adapted", adapters=tuple(each))
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -406,7 +468,7 @@ def asked(local: Locally, request: pytest.FixtureRequest) -> Asked:
         model = model_at(path, engine=name, name=name)
     else:
         model = model_at(FOLDER, engine=name, name=name)
-    return Asked(local, model)
+    return Asked(local, model, with_adapters(model, request.getfixturevalue("peft")))
 
 
 @pytest.mark.parametrize("feature", CHECKS)

@@ -18,6 +18,8 @@ does with requests (each row was tried on it):
     a prompt that is too long  `exceed_context_size_error`             ContextTooLong
     `echo`, `suffix`           ignored                                 echoed; Unsupported
     `repetition_penalty`       ignored; its own is `repeat_penalty`    told by that name
+    `lora` left out            cached keys and values of whatever      every scale is told, always
+                               adapters the slot had last              (`lora.py`)
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from llm_runner_router.errors import BadRequest
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request, ResponseFormat, Tool
 
-from . import fit
+from . import fit, lora
 from .adapting import check, plain, sampled, spliced
 from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
 from .devices import Machine
@@ -56,6 +58,7 @@ FEATURES: frozenset[Feature] = frozenset(
         "tools",
         "embed",
         "rerank",
+        "lora",
         "prompt_cache",
         "batch",
     )
@@ -86,6 +89,7 @@ def place(
     embed: bool = False,
     kv_type: KvType = "f16",
     draft: ModelInfo | None = None,
+    adapters: tuple[int, ...] = (),
 ) -> Placement:
     """See `fit.place`, which measures this engine."""
     return fit.place(
@@ -96,6 +100,7 @@ def place(
         embed=embed,
         kv_type=kv_type,
         draft=draft,
+        adapters=adapters,
     )
 
 
@@ -184,6 +189,10 @@ def parameters(
             "n_batch": placement.context,
             "n_ubatch": placement.context,
         }
+    elif model.adapters:
+        # With a scale of 0: whatever a request may fail to say, it is the model itself.
+        loras = [[str(adapter.path), 0.0] for adapter in model.adapters]
+        wanted["lora_adapters"] = {"objects": ["CommonAdapterLoraInfo", loras]}
     return wanted
 
 
@@ -195,7 +204,7 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
         Unsupported: something this engine cannot do.
     """
     check(request, model)
-    request = plain(request)
+    request = lora.told(plain(request), model)
     penalty = request.extra.get("repetition_penalty")
     if penalty is not None and "repeat_penalty" not in request.extra:
         request = spliced(request, {"repeat_penalty": penalty})

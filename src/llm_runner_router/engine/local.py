@@ -41,7 +41,7 @@ from llm_runner_router.types import (
     Usage,
 )
 
-from . import llamacpp, speculate
+from . import llamacpp, lora, speculate
 from .adapting import native
 from .base import Adapted
 from .calls import CallReader
@@ -71,6 +71,7 @@ class LocalTarget:
         connect: makes a target for a runner's address.
         prepare: makes the model ready for an engine (`Preparer.ready`); None takes it as it is.
         price: what it costs; None is nothing.
+        adapter: the LoRA adapter of the model that every request is for; empty: each says itself.
     """
 
     def __init__(
@@ -81,13 +82,16 @@ class LocalTarget:
         connect: Callable[[Endpoint], Connected],
         price: Price | None = None,
         prepare: Callable[[LocalModel], Awaitable[LocalModel]] | None = None,
+        adapter: str = "",
     ) -> None:
         self._name = name
         self._model = model
         self._residency = residency
         self._connect = connect
         self._prepare = prepare
-        self._origin = Origin(target=name, model=model.name, local=True, price=price)
+        self._adapter = adapter
+        answers = f"{model.name}+{adapter}" if adapter else model.name
+        self._origin = Origin(target=name, model=answers, local=True, price=price)
         self._connected: tuple[Endpoint, Connected] | None = None
 
     @property
@@ -113,6 +117,8 @@ class LocalTarget:
         with _Named(self._name):
             request = native(request, self._model, receipt)
             receipt.check(request)
+            if self._adapter:
+                request = lora.chosen(request, self._adapter, self._name, self._model.name)
         if request.sampling.n > 1:
             opened = choices(lambda one: self._open(one, call, receipt), request)
         else:
@@ -131,6 +137,7 @@ class LocalTarget:
                     # that back, where a better one has replaced it meanwhile.
                     model = await self._ready()
                     engine = self._residency.engine(model)
+                    lora.check(request, model, engine)
                     adapted = engine.adapt(request, model)
                     lease = await stack.enter_async_context(
                         self._residency.lease(model, "chat", call)

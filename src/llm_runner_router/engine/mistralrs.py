@@ -125,4 +125,20 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
             param="tools",
             hint="force a call with `tool_choice`, or take llama.cpp with `engine: llamacpp`",
         )
+    _check_adapters(request, model)
     return adapting.adapt(request, model)
+
+
+def _check_adapters(request: Request, model: LocalModel) -> None:
+    """Refuse more than the runner does; what else may be wrong with `lora`, it tells itself."""
+    raw = request.extra.get("lora")
+    given = None if raw is None else msgspec.json.decode(raw)
+    if not isinstance(given, list):
+        return
+    scales = [one.get("scale", 1.0) for one in given if isinstance(one, dict)]
+    if len(given) > 1 or any(scale != 1.0 for scale in scales):
+        raise Unsupported(
+            f"`{model.name}` runs on mistralrs, which applies one LoRA adapter, with a scale of 1",
+            param="lora",
+            hint="ask for one as it was trained; llama.cpp takes several: docs/how-to/use-lora.md",
+        )

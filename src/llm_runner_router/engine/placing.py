@@ -51,6 +51,7 @@ def _place(
         embed=embed,
         kv_type=settings.kv_type,
         draft=model.draft.info if model.draft is not None and drafts else None,
+        adapters=() if embed else tuple(adapter.bytes for adapter in model.adapters),
     )
 
 

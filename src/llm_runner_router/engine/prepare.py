@@ -39,6 +39,7 @@ from llm_runner_router.models.detect import describe
 from llm_runner_router.models.info import LocalModel
 
 from . import devices, fit
+from .adapters import Adapters
 from .select import EngineSelector
 
 TARGETS = ("gguf", "safetensors", "onnx-genai")
@@ -176,6 +177,7 @@ class Preparer:
         self._environ = environ
         self._replaced = replaced
         self._turns = _Turns(parallel)
+        self._adapters = Adapters(clock=clock, environ=environ)
         self._work: dict[Key, _Work] = {}
         self._old: set[_Work] = set()
         """Those that still run though the files they read are not the model's any more."""
@@ -186,8 +188,13 @@ class Preparer:
 
         Raises:
             LoadFailed: no engine runs it, and it cannot become anything that one does.
-            RunnerError: the conversion failed; says why.
+            RunnerError: the conversion failed, or an adapter is not the model's; says why.
         """
+        made = await self._form(model)
+        return await self._adapters.ready(made) if made.adapters else made
+
+    async def _form(self, model: LocalModel) -> LocalModel:
+        """`model` with the best weights there are now; its adapters are as they were."""
         runs = self._runs(model)
         if runs and not _wants(model):
             return model
@@ -353,7 +360,8 @@ class Preparer:
         exc = task.exception()
         if exc is None:
             work.result = task.result()
-            if background and not outdated:
+            # With adapters, the next request brings it: they are made ready for it first.
+            if background and not outdated and not work.result.adapters:
                 self._replaced(work.result)
         elif isinstance(exc, RunnerError):
             self._fail(work, model, exc, background=background)

@@ -230,8 +230,14 @@ class Prompts:
         await self._delete(self._shelf.drop([saved.file for saved in live.restored.values()]))
 
     def _key(self, live: Live) -> str:
-        """The weights and how they are loaded: state of one is of no use to another."""
+        """The weights and how they are loaded: state of one is of no use to another.
+
+        Empty, and nothing is kept, for a model with LoRA adapters: which of them a slot's keys and
+        values were computed with is not told by the engine, nor kept in its files.
+        """
         model, place = live.known.model, live.known.placement
+        if model.adapters:
+            return ""
         try:
             at = model.path.stat()
         except OSError:

@@ -49,6 +49,8 @@ class RunnerStatus(Struct, frozen=True):
     tokens_restored: int = 0
     guesses: bool = False
     """It guesses tokens ahead (`engine.speculate`)."""
+    adapters: tuple[str, ...] = ()
+    """The LoRA adapters that are loaded with it."""
     draft: str = ""
     """The model that guesses for it, while it does."""
     guessed: int = 0
@@ -94,6 +96,12 @@ def _without(known: Known, view: ModelView, state: str) -> RunnerStatus:
     )
 
 
+def _adapters(known: Known) -> tuple[str, ...]:
+    if known.purpose != "chat":
+        return ()
+    return tuple(adapter.name for adapter in known.model.adapters)
+
+
 def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerStatus:
     known, worker = live.known, live.worker
     # What was planned is not what somebody else's server does.
@@ -126,6 +134,7 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         prompts_restored=known.prompts.restored,
         tokens_restored=known.prompts.tokens,
         made_room=runner.made_room,
+        adapters=_adapters(known),
         guesses=bool(live.guesses),
         draft=draft.name if draft is not None and live.guesses == "draft" else "",
         guessed=known.pace.guessed + known.pace.drafted,

@@ -78,6 +78,16 @@ class ModelInfo(Struct, frozen=True):
     """What is unusual and an engine or a converter should know, in words."""
 
 
+class Adapter(Struct, frozen=True):
+    """A LoRA adapter of a model, under the name that requests ask for it by."""
+
+    name: str
+    path: Path
+    """A GGUF file; or a folder of PEFT's, or a file in one, which is not converted yet."""
+    bytes: int = 0
+    """Size of its weights."""
+
+
 class LocalModel(Struct, frozen=True):
     """A model file that can be loaded, under its canonical name."""
 
@@ -96,3 +106,5 @@ class LocalModel(Struct, frozen=True):
     file has."""
     draft: LocalModel | None = None
     """A small model with the same tokens that may guess ahead for it."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that are loaded with it; each request says which are applied, and how much."""

@@ -180,7 +180,7 @@ class Api:
         if len(tokens) >= self._order.context:
             raise too_long(len(tokens), self._order.context)
         if asked.adapters:
-            raise Refusal("this engine has no LoRA adapters", param="lora")
+            raise unsupported("this engine has no LoRA adapters", "lora")
         matcher = None
         if asked.grammar is not None:
             rules = asked.grammar

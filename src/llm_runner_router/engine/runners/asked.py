@@ -286,9 +286,12 @@ def _variables(given: dict[str, Any]) -> dict[str, Any]:
 
 def _adapters(given: list[dict[str, Any]]) -> tuple[tuple[str | int, float], ...]:
     try:
-        return tuple((one["id"], float(one.get("scale", 1.0))) for one in given)
+        return tuple(
+            (one["name"] if "name" in one else one["id"], float(one.get("scale", 1.0)))
+            for one in given
+        )
     except (KeyError, TypeError, ValueError) as exc:
-        raise Refusal("`lora` is a list of `{id, scale}`", param="lora") from exc
+        raise Refusal("`lora` is a list of `{name, scale}`", param="lora") from exc
 
 
 # ---------------------------------------------------------------- what the answer must look like

@@ -44,7 +44,8 @@ def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
 
     The engine's names change between monthly releases without notice, so each is checked. A value
     `{"enum": [TYPE, NAME]}` names a member of one of its enumerations,
-    `{"enums": [TYPE, [NAME…]]}` a list of them; `{"set": […]}` is a set.
+    `{"enums": [TYPE, [NAME…]]}` a list of them; `{"set": […]}` is a set; `{"objects": [TYPE,
+    [[ARGUMENT…]…]]}` is a list of objects of one of its classes.
     """
     params = module.CommonParams()
     unknown: list[str] = []
@@ -62,6 +63,9 @@ def build_params(module: Any, wanted: dict[str, Any]) -> tuple[Any, list[str]]:
         elif isinstance(value, dict) and "enums" in value:
             kind, members = value["enums"]
             value = [getattr(getattr(module, kind), member) for member in members]
+        elif isinstance(value, dict) and "objects" in value:
+            kind, each = value["objects"]
+            value = [getattr(module, kind)(*arguments) for arguments in each]
         elif isinstance(value, dict) and "set" in value:
             value = set(value["set"])
         setattr(holder, last, value)
