@@ -101,6 +101,7 @@ PACE = Pace(writing=100.0, written=PLAIN)
         (PACE, False, True),
         (msgspec.structs.replace(PACE, drafting=10.0, drafted=ENOUGH - 1), True, True),
         (msgspec.structs.replace(PACE, drafting=99.0, drafted=ENOUGH), True, False),
+        (msgspec.structs.replace(PACE, drafting=99.0, drafting_written=PLAIN), True, False),
         (msgspec.structs.replace(PACE, drafting=101.0, drafted=ENOUGH), True, True),
         (msgspec.structs.replace(PACE, drafting=101.0, drafted=ENOUGH), False, False),
         (msgspec.structs.replace(PACE, drafting=120.0, drafted=ENOUGH), False, True),
@@ -124,6 +125,14 @@ def test_answers_with_a_draft_tell_its_speed_only() -> None:
     assert (after.reading, after.writing, after.written) == (400.0, 80.0, 50)
     assert (after.drafting, after.drafted, after.drafted_right) == (160.0, 60, 40)
     assert (after.guessed, after.right) == (0, 0)
+
+
+def test_a_draft_that_dares_no_guess_is_judged_too() -> None:
+    pace = PACE
+    for _ in range(8):
+        pace = pace.after(Timings(100, 100.0, PLAIN // 8, 70.0), "draft")
+    assert (pace.drafted, pace.drafting_written) == (0, PLAIN)
+    assert not draft_pays(pace, now=True)
 
 
 # ---------------------------------------------------------------- for real

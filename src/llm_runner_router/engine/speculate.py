@@ -36,7 +36,8 @@ ENOUGH = 256
 MARGIN = 1.1
 """By how much it must pay: a reload is not free, and the two speeds are estimates."""
 PLAIN = 256
-"""Tokens that must have been written without guesses before a draft model is tried."""
+"""Tokens that must have been written without guesses before a draft model is tried, and with one
+before it is judged."""
 LONG = 64
 """Tokens a prompt must have for its speed to be that of reading, not of starting."""
 SMOOTH = 0.3
@@ -70,19 +71,24 @@ class Pace(Struct, frozen=True):
     drafted: int = 0
     """Tokens that a draft model guessed."""
     drafted_right: int = 0
+    drafting_written: int = 0
+    """Tokens written with a draft model, guessed or not."""
 
     def after(self, told: Timings, guesses: Guesses = "ngram") -> Pace:
         """With one more answer of a runner with such guesses."""
         if guesses == "draft":
-            drafting = self.drafting
-            if told.predicted_n > 1 and told.draft_n:
+            drafting, written = self.drafting, self.drafting_written
+            # A draft that dares no guess has cost its own time all the same.
+            if told.predicted_n > 1:
                 drafting = _smoothed(drafting, told.predicted_per_second)
+                written += told.predicted_n
             # Speeds of reading are those of two models here, and left out.
             return msgspec.structs.replace(
                 self,
                 drafting=drafting,
                 drafted=self.drafted + told.draft_n,
                 drafted_right=self.drafted_right + told.draft_n_accepted,
+                drafting_written=written,
             )
         reading, writing, written = self.reading, self.writing, self.written
         if told.prompt_n >= LONG:
@@ -118,7 +124,7 @@ def draft_pays(pace: Pace, now: bool) -> bool:
     """
     if not pace.writing or pace.written < PLAIN:
         return now
-    if pace.drafting is None or pace.drafted < ENOUGH:
+    if pace.drafting is None or (pace.drafted < ENOUGH and pace.drafting_written < PLAIN):
         return True
     return pace.drafting >= pace.writing * (1 if now else MARGIN)
 
