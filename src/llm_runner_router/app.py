@@ -34,6 +34,7 @@ from .policy.embed import GuardedEmbedder
 from .policy.record import Record, RequestRecord
 from .policy.rerank import GuardedReranker
 from .policy.sink import FileSink, SinkState
+from .policy.stored import Responses
 from .providers.http import HttpClient
 from .strategies.auto import Auto
 from .strategies.choose import estimate_tokens
@@ -126,6 +127,11 @@ class App:
         self._born = clock()
         folder = self.home.records if config.record.enabled else None
         self._sink = FileSink(folder, keep_days=config.record.keep_days)
+        kept = config.responses
+        self.responses = Responses(
+            self.home.responses if kept.enabled else None, keep=kept.keep, limit=kept.limit
+        )
+        """What clients may come back to."""
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, Target] = {}
         self.tokens = TokenDesk(self._local)
@@ -165,6 +171,7 @@ class App:
             self._state = "open"
             self._loop = asyncio.get_running_loop()
             self._life.callback(self._sink.close)
+            self._life.push_async_callback(self.responses.aclose)
             self._life.push_async_callback(self.tokens.aclose)
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)

@@ -213,6 +213,17 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     """Days after which a record file is deleted."""
 
 
+class Responses(Struct, frozen=True, forbid_unknown_fields=True):
+    """Answers of OpenAI's Responses API that clients come back to (`previous_response_id`)."""
+
+    enabled: bool = True
+    """Keep them in `responses.sqlite` in the data folder, unless a request says `store: false`."""
+    keep: Seconds = 30 * 86_400.0
+    """Seconds after which one is forgotten."""
+    limit: Annotated[Bytes, Meta(ge=1 << 20)] = 1 << 30
+    """Bytes of all of them; the oldest are forgotten first."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set. No file at all means: serve the zoo and `auto`."""
 
@@ -228,6 +239,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Local models."""
     record: Record = Record()
     """The record of requests."""
+    responses: Responses = Responses()
+    """Answers that clients come back to."""
     deadline: Seconds = 600.0
     """Seconds a request may take in all; a client may ask for less with `x-llmrr-timeout`."""
     aliases: dict[str, str] = {}

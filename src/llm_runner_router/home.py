@@ -65,6 +65,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def responses(self) -> Path:
+        """Responses that clients may come back to."""
+        return self.path / "responses.sqlite"
+
+    @property
     def history(self) -> Path:
         """What was typed into `llmrr run`."""
         return self.path / "history"

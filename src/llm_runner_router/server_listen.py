@@ -312,6 +312,7 @@ class Listener:
         for task in self._state.tasks:
             task.cancel()
         await self._wait(CANCEL_SECONDS, None)
+        await self.app.aclose()
         for connection in list(self._state.connections):
             connection.transport.abort()
         if self._clock is not None:

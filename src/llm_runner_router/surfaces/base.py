@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Raw
 
+from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
     Call,
     Decision,
@@ -73,6 +74,11 @@ class Gateway(Protocol):
     @property
     def admin(self) -> Admin:
         """The operator's side."""
+        ...
+
+    @property
+    def responses(self) -> Responses:
+        """What clients may come back to."""
         ...
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> str:

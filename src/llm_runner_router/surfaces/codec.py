@@ -38,8 +38,11 @@ _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 
 
-def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def parse(decoder: msgspec.json.Decoder[T], body: bytes | Raw, at: str = "") -> T:
     """Decode `body`, or say what is wrong with it and where.
+
+    Args:
+        at: the path of `body`, where it is a part of a larger one.
 
     Raises:
         BadRequest: malformed JSON (with the position), or a value of the wrong type; `param` is
@@ -48,11 +51,11 @@ def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as exc:
-        raise _wrong_type(str(exc)) from exc
+        raise _wrong_type(str(exc), at) from exc
     except msgspec.DecodeError as exc:
         what = str(exc).removeprefix("JSON is malformed: ")
         if "truncated" in what:
-            what = f"it ends too early (byte {len(body)})"
+            what = f"it ends too early (byte {len(bytes(body))})"
         raise BadRequest(f"the body is not JSON: {what}", code="invalid_json") from exc
     except UnicodeDecodeError as exc:
         raise BadRequest(f"the body is not UTF-8: {exc.reason}", code="invalid_json") from exc
@@ -60,10 +63,11 @@ def parse(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise BadRequest("the body is nested too deeply", code="invalid_json") from exc
 
 
-def _wrong_type(text: str) -> BadRequest:
+def _wrong_type(text: str, at: str = "") -> BadRequest:
     match = _PATH.match(text)
     what, path = (match["what"], match["path"]) if match else (text, None)
-    param = (path or "").removeprefix("$").removeprefix(".")
+    param = at + (path or "").removeprefix("$")
+    param = param.removeprefix(".")
     missing = _MISSING.search(what)
     if missing:
         param = f"{param}.{missing['field']}" if param else missing["field"]

@@ -51,6 +51,7 @@ from .exchange import (
 )
 from .fan import fan
 from .problems import MethodNotAllowed, UnsupportedMedia
+from .responses_routes import ResponseRoutes
 
 ANTHROPIC = b"anthropic-version"
 """A header that clients of Anthropic's API send with every request."""
@@ -111,6 +112,7 @@ class HttpApp:
         self._created = now()
         self._busy = 0
         self._admin = AdminRoutes(gateway, self.body, shutdown)
+        self._responses = ResponseRoutes(gateway, self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -153,6 +155,10 @@ class HttpApp:
         """Requests in work."""
         return self._busy
 
+    async def aclose(self) -> None:
+        """End what goes on without a client."""
+        await self._responses.aclose()
+
     # ------------------------------------------------------------ routing
 
     def _route(self, exchange: Exchange) -> Handler:
@@ -164,6 +170,8 @@ class HttpApp:
         methods = self._routes.get(path)
         if methods is None and path.startswith("/models/"):
             methods = {"GET": self._model}
+        if methods is None:
+            methods = self._responses.find(path)
         if methods is None:
             raise self._no_route(path)
         method: str = exchange.scope["method"]
@@ -196,24 +204,24 @@ class HttpApp:
         await _alive(exchange, "")
 
     async def _chat(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             body = await self.body(exchange)
             request = _readable(exchange, openai_chat.decode, body)
-            await self._answer(exchange, caller, openai_chat, (request,), "chatcmpl-")
+            await self.answer(exchange, caller, openai_chat, (request,), _id("chatcmpl", exchange))
 
     async def _completions(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             body = await self.body(exchange)
             requests = _readable(exchange, openai_completions.decode_all, body)
-            await self._answer(exchange, caller, openai_completions, requests, "cmpl-")
+            await self.answer(exchange, caller, openai_completions, requests, _id("cmpl", exchange))
 
     async def _messages(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             request = _readable(exchange, anthropic.decode, await self.body(exchange))
-            await self._answer(exchange, caller, anthropic, (request,), "msg-")
+            await self.answer(exchange, caller, anthropic, (request,), _id("msg", exchange))
 
     async def _count(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             asked = _readable(exchange, anthropic.decode_count, await self.body(exchange))
             async with exchange.watching():
                 tokens, counted = await self.gateway.count(asked)
@@ -221,11 +229,11 @@ class HttpApp:
                 await exchange.json(200, anthropic.encode_count(tokens), head)
 
     async def _embeddings(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             body = await self.body(exchange)
             asked = _readable(exchange, openai_embeddings.decode, body)
             embedder = self.gateway.embedder(asked.request.model)
-            call = self._call(exchange, caller, asked.request.user)
+            call = self.call(exchange, caller, asked.request.user)
             reply = Reply("", self._created, call.trace)
             async with exchange.watching():
                 result = await embedder.embed(asked.request, call)
@@ -234,10 +242,10 @@ class HttpApp:
                 await exchange.json(200, openai_embeddings.encode(result, asked), head)
 
     async def _rerank(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             asked = _readable(exchange, rerank.decode, await self.body(exchange))
             reranker = self.gateway.reranker(asked.request.model)
-            call = self._call(exchange, caller, None)
+            call = self.call(exchange, caller, None)
             reply = Reply("", self._created, call.trace)
             async with exchange.watching():
                 result = await reranker.rerank(asked.request, call)
@@ -246,14 +254,14 @@ class HttpApp:
                 await exchange.json(200, rerank.encode(result, asked, call.id), head)
 
     async def _tokenize(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             asked = _readable(exchange, tokenize.decode, await self.body(exchange))
             async with exchange.watching():
                 found = await self.gateway.tokenize(asked.request)
                 await exchange.json(200, tokenize.encode(found, asked))
 
     async def _detokenize(self, exchange: Exchange, caller: str) -> None:
-        with _Room(self):
+        with self.room():
             model, ids = _readable(exchange, tokenize.decode_ids, await self.body(exchange))
             async with exchange.watching():
                 text = await self.gateway.detokenize(model, ids)
@@ -279,7 +287,20 @@ class HttpApp:
 
     # ------------------------------------------------------------ answering
 
-    def _call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
+    def room(self) -> _Room:
+        """A place for a request in work.
+
+        Raises:
+            Overloaded: all are taken.
+        """
+        return _Room(self)
+
+    def told(self, exc: Exception) -> RunnerError:
+        """The error that a client is told."""
+        return _told(exc)
+
+    def call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
+        """A call for this request."""
         return self.gateway.start_call(
             id=exchange.id,
             caller=caller,
@@ -288,14 +309,15 @@ class HttpApp:
             traceparent=exchange.traceparent(),
         )
 
-    async def _answer(
+    async def answer(
         self,
         exchange: Exchange,
         caller: str,
         codec: Codec,
         requests: Sequence[Request],
-        prefix: str,
+        id: str,
     ) -> None:
+        """Answer a request, or several in one body, by the target that it names."""
         wanted = exchange.text(b"x-llmrr-fallbacks")
         if wanted and not requests[0].fallbacks:
             chain = names(wanted.split(","))
@@ -307,8 +329,8 @@ class HttpApp:
             requests = [msgspec.structs.replace(r, fallbacks=chain) for r in requests]
         request = requests[0]
         target = self.gateway.target(request.model)
-        call = self._call(exchange, caller, request.user)
-        reply = Reply(prefix + exchange.id.removeprefix("req-"), now(), call.trace)
+        call = self.call(exchange, caller, request.user)
+        reply = Reply(id, now(), call.trace)
         began = perf_counter()
         opened = target.open(request, call) if len(requests) == 1 else fan(target, requests, call)
         try:
@@ -335,6 +357,11 @@ class HttpApp:
             if exchange.started:
                 raise
             await exchange.fail(exc, codec.error, call.trace)
+
+
+def _id(kind: str, exchange: Exchange) -> str:
+    """The id of an answer, by that of its request."""
+    return f"{kind}-{exchange.id.removeprefix('req-')}"
 
 
 class _Room:

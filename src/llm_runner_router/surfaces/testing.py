@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_runner_router.errors import BadRequest, UnknownModel
 from llm_runner_router.policy.auth import Key, Keys
+from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
     Call,
     Decision,
@@ -45,6 +47,7 @@ class FakeGateway:
         clock: Callable[[], float] = time.monotonic,
         decisions: Sequence[Decision] = (),
         notes: Mapping[str, str] = {},
+        responses: Path | None = None,
     ) -> None:
         self.targets = dict(targets)
         self.embedders = dict(embedders)
@@ -57,6 +60,7 @@ class FakeGateway:
         self._keys = Keys(Key(key, name="test", source="a test"))
         self._decisions = decisions
         self._notes = notes
+        self.responses = Responses(responses, keep=3600, limit=1 << 20)
 
     # ------------------------------------------------------------ Gateway
 

@@ -59,8 +59,11 @@ def build_request(
         fields = dict(wire.fields)
     else:
         fields = _chat(request, receipt) if dialect == CHAT else _completion(request)
-        if wire is None:  # extras of another dialect mean something else here, if anything
+        if wire is None:
             fields = {**request.extra, **fields}
+        elif wire.dialect not in (CHAT, COMPLETIONS):
+            for name in request.extra:  # they mean something else here, if anything
+                receipt.dropped(name, "OpenAI's chat has no such parameter")
         if request.sampling.top_k is not None:
             if quirks.top_k:
                 fields["top_k"] = request.sampling.top_k

@@ -1,0 +1,289 @@
+"""Responses that clients may come back to: one SQLite file, asked by one thread.
+
+Knows: ids, owners, the order of turns, when and why something is forgotten. Does not know what a
+response means; it is bytes here.
+
+A response belongs to the key it was made with: nobody else finds it, not even by its id. Writing
+waits for no disk: it is queued, and whoever reads comes after it in the same queue. The journal is
+of the `TRUNCATE` kind, as SQLite before 3.51.3 may damage a file in WAL mode
+(https://sqlite.org/releaselog/3_51_3.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Semaphore
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from llm_runner_router.errors import NotFound, Overloaded, Unavailable
+
+if TYPE_CHECKING:
+    import sqlite3
+
+MAX_TURNS = 1_000
+"""Turns of one conversation that are read back."""
+MAX_HISTORY = 64 << 20
+"""Bytes of them."""
+MAX_PENDING = 1_000
+"""Responses that may wait for the disk."""
+PRUNE_EVERY = 64
+"""Responses between two looks at what is too old or too much."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS responses (
+  id TEXT PRIMARY KEY,
+  owner TEXT NOT NULL,
+  previous TEXT,
+  made REAL NOT NULL,
+  expires REAL NOT NULL,
+  running INTEGER NOT NULL,
+  size INTEGER NOT NULL,
+  body BLOB NOT NULL,
+  input BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS responses_made ON responses (made);
+"""
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Stored(Struct, frozen=True):
+    """A response that is kept."""
+
+    id: str
+    previous: str | None
+    body: bytes
+    """The response object."""
+    input: bytes
+    """A JSON list: the items of its own turn."""
+    running: bool = False
+    """It is still being made, or was when its process ended."""
+
+
+class Responses:
+    """Keeps responses for a time.
+
+    Args:
+        path: the file; None keeps nothing, and says so to whoever asks.
+        keep: seconds.
+        limit: bytes of all of them; the oldest go.
+        wall: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        keep: float,
+        limit: int,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._keep = keep
+        self._limit = limit
+        self._wall = wall
+        self._thread: ThreadPoolExecutor | None = None
+        self._db: sqlite3.Connection | None = None
+        self._places = Semaphore(MAX_PENDING)
+        self._count = 0
+        self._closed = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is kept."""
+        return self._path is not None
+
+    # ------------------------------------------------------------ asked by surfaces
+
+    def put(self, owner: str, stored: Stored) -> None:
+        """Keep `stored`, or its newer state; returns before it is on disk.
+
+        Raises:
+            Overloaded: too many wait for the disk.
+        """
+        if not self._places.acquire(blocking=False):
+            raise Overloaded("too many responses wait to be stored", retry_after=1)
+        done = self._submit(lambda: self._write(owner, stored))
+        done.add_done_callback(self._written)
+
+    async def get(self, owner: str, id: str) -> Stored:
+        """The response called `id`.
+
+        Raises:
+            NotFound: there is none, it is too old, or it is another's.
+        """
+        found = await self._asked(lambda: self._read(owner, id))
+        if found is None:
+            raise _unknown(id, self.enabled)
+        return found
+
+    async def history(self, owner: str, id: str) -> Sequence[Stored]:
+        """The response called `id` and those it continues, the first one first.
+
+        Raises:
+            NotFound: one of them is not there; names it.
+        """
+        return await self._asked(lambda: self._chain(owner, id))
+
+    async def delete(self, owner: str, id: str) -> None:
+        """Forget the response called `id`.
+
+        Raises:
+            NotFound: there is none, or it is another's.
+        """
+        if not await self._asked(lambda: self._remove(owner, id)):
+            raise _unknown(id, self.enabled)
+
+    async def aclose(self) -> None:
+        """Write what waits, and close the file; safe to repeat."""
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.to_thread(thread.shutdown)
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
+    # ------------------------------------------------------------ the queue
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        if self._closed:
+            raise Unavailable("the store of responses is closed")
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "llmrr-responses")
+        return self._thread.submit(work)
+
+    async def _asked(self, work: Callable[[], T]) -> T:
+        import sqlite3  # a gateway that nobody asks for responses does without
+
+        try:
+            return await asyncio.wrap_future(self._submit(work))
+        except sqlite3.Error as exc:
+            raise Unavailable(f"the store of responses does not answer: {exc}") from exc
+
+    def _written(self, done: Future[None]) -> None:
+        self._places.release()
+        exc = done.exception()
+        if exc is not None:
+            _log.error("a response was not stored: %s", exc)
+
+    # ------------------------------------------------------------ in the thread
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._db is None and self._path is not None:
+            import sqlite3
+
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            os.close(handle)
+            db = sqlite3.connect(
+                self._path, timeout=5, check_same_thread=False, isolation_level=None
+            )
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA secure_delete = ON")
+            db.executescript(_SCHEMA)
+            self._db = db
+            self._prune(db)
+        return self._db
+
+    def _write(self, owner: str, stored: Stored) -> None:
+        db = self._open()
+        if db is None:
+            return
+        now = self._wall()
+        size = len(stored.body) + len(stored.input)
+        row = (stored.id, owner, stored.previous, now, now + self._keep, stored.running, size)
+        # An id of another owner's stays what it is: ids of upstreams are not ours to trust.
+        db.execute(
+            "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE "
+            "SET running = excluded.running, size = excluded.size, body = excluded.body, "
+            "input = excluded.input WHERE owner = excluded.owner",
+            (*row, stored.body, stored.input),
+        )
+        self._count += 1
+        if self._count % PRUNE_EVERY == 0:
+            self._prune(db)
+
+    def _read(self, owner: str, id: str) -> Stored | None:
+        db = self._open()
+        if db is None:
+            return None
+        found = db.execute(
+            "SELECT id, previous, body, input, running FROM responses "
+            "WHERE id = ? AND owner = ? AND expires > ?",
+            (id, owner, self._wall()),
+        ).fetchone()
+        if found is None:
+            return None
+        id, previous, body, given, running = found
+        return Stored(id, previous, body, given, bool(running))
+
+    def _chain(self, owner: str, id: str) -> Sequence[Stored]:
+        found: list[Stored] = []
+        size = 0
+        wanted: str | None = id
+        while wanted is not None:
+            stored = self._read(owner, wanted)
+            if stored is None:
+                raise _unknown(wanted, self.enabled, id)
+            found.append(stored)
+            size += len(stored.body) + len(stored.input)
+            if len(found) > MAX_TURNS or size > MAX_HISTORY:
+                raise NotFound(
+                    f"the turns before {id!r} are more than are read back ({MAX_TURNS} turns, "
+                    f"{MAX_HISTORY >> 20} MiB)",
+                    hint="send the items that matter as `input`",
+                    param="previous_response_id",
+                )
+            wanted = stored.previous
+        return found[::-1]
+
+    def _remove(self, owner: str, id: str) -> bool:
+        db = self._open()
+        if db is None:
+            return False
+        gone = db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner))
+        return gone.rowcount > 0
+
+    def _prune(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM responses WHERE expires <= ?", (self._wall(),))
+        excess = db.execute("SELECT total(size) FROM responses").fetchone()[0] - self._limit
+        if excess <= 0:
+            return
+        gone: list[tuple[str]] = []
+        for id, size in db.execute("SELECT id, size FROM responses ORDER BY made"):
+            gone.append((id,))
+            excess -= size
+            if excess <= 0:
+                break
+        db.executemany("DELETE FROM responses WHERE id = ?", gone)
+
+
+_raws = msgspec.json.Decoder(list[Raw])
+
+
+def items(encoded: bytes) -> list[Raw]:
+    """The items of `Stored.input`."""
+    return _raws.decode(encoded)
+
+
+def _unknown(id: str, enabled: bool, after: str | None = None) -> NotFound:
+    hint = "responses are kept for `responses.keep`, and belong to the key they were made with"
+    if not enabled:
+        hint = "nothing is kept here: `responses.enabled` is off"
+    before = "" if after in (None, id) else f", which {after!r} continues"
+    return NotFound(
+        f"there is no response {id[:100]!r}{before}",
+        hint=hint,
+        param="previous_response_id" if after is not None else None,
+        code="previous_response_not_found" if after is not None else "response_not_found",
+    )
