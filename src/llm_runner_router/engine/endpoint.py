@@ -27,7 +27,7 @@ def order(
     """The order: the file, what is configured for it, and how much of the machine it gets."""
     return {
         "model": str(model.path),
-        "name": model.name,
+        "name": model.title,
         "api_key": api_key,
         "slots": placement.slots,
         "context": placement.context,

@@ -146,7 +146,7 @@ def parameters(
     """The engine's parameters for one runner, by dotted name."""
     wanted: dict[str, Any] = {
         "model.path": str(model.path),
-        "model_alias": {"set": [model.name]},
+        "model_alias": {"set": [model.title]},
         "n_ctx": placement.context * placement.slots,
         "n_parallel": placement.slots,
         # Whoever leaves while the prompt is read is noticed between two batches.

@@ -108,3 +108,10 @@ class LocalModel(Struct, frozen=True):
     """A small model with the same tokens that may guess ahead for it."""
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters that are loaded with it; each request says which are applied, and how much."""
+
+    @property
+    def title(self) -> str:
+        """The name that an engine puts into its answers: without the folder, which concerns nobody
+        who asks."""
+        kind, _, place = self.name.partition(":")
+        return Path(place).name if kind == "file" else self.name

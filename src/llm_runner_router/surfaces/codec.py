@@ -17,6 +17,7 @@ from llm_runner_router.deltas import Answer, Collector
 from llm_runner_router.errors import BadRequest, StreamBroken
 from llm_runner_router.types import Delta, Request
 
+from . import veil
 from .base import Reply
 
 MAX_STOPS = 16
@@ -125,7 +126,7 @@ def note(reply: Reply, delta: Delta) -> None:
 
 def model_name(request: Request, reply: Reply) -> str:
     """Who answered, as far as it is known."""
-    return reply.origin.model if reply.origin is not None else request.model
+    return veil.text(reply.origin.model) if reply.origin is not None else request.model
 
 
 def relayed(delta: Delta, dialect: str) -> bool:

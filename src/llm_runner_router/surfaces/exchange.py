@@ -19,6 +19,7 @@ from typing import Any
 from llm_runner_router.errors import BadRequest, RunnerError, TooLarge
 from llm_runner_router.types import Trace
 
+from . import veil
 from .base import Reply
 from .problems import BodyTimeout, HeadersTooLarge, MethodNotAllowed, UnsupportedMedia
 
@@ -51,7 +52,10 @@ class ClientGone(Exception):
 class Exchange:
     """A request that is being answered."""
 
-    __slots__ = ("_send", "done", "gone", "headers", "id", "path", "receive", "scope", "started")
+    __slots__ = (
+        *("_send", "asked", "done", "gone", "headers"),
+        *("id", "path", "receive", "scope", "started"),
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -59,6 +63,8 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         shown = self.headers.get(b"x-request-id", b"")
         self.id = shown.decode() if _ID.fullmatch(shown) else f"req-{_random.getrandbits(96):024x}"
+        self.asked = False
+        """The gateway was asked: what fails now may name files of this machine."""
         self.started = False
         """The response's head is out."""
         self.done = False
@@ -291,19 +297,19 @@ def answer_headers(reply: Reply) -> Headers:
     trace = reply.trace
     headers: Headers = []
     if reply.origin is not None:
-        headers.append((b"x-llmrr-model", printable(reply.origin.model)))
-        headers.append((b"x-llmrr-target", printable(reply.origin.target)))
+        headers.append((b"x-llmrr-model", printable(veil.text(reply.origin.model))))
+        headers.append((b"x-llmrr-target", printable(veil.text(reply.origin.target))))
     if trace.decisions:
         last = trace.decisions[-1]
         headers.append((b"x-llmrr-strategy", printable(last.strategy)))
-        headers.append((b"x-llmrr-reason", printable(last.reason)))
+        headers.append((b"x-llmrr-reason", printable(veil.text(last.reason))))
         task = next((d.task for d in trace.decisions if d.task), None)
         if task:
             headers.append((b"x-llmrr-task", printable(task)))
     failed = sum(attempt.outcome != "ok" for attempt in trace.attempts)
     headers.append((b"x-llmrr-attempts", str(failed + 1).encode()))
     for name, note in trace.notes.items():
-        headers.append((b"x-llmrr-" + _name(name), printable(note)))
+        headers.append((b"x-llmrr-" + _name(name), printable(veil.text(note))))
     return headers
 
 

@@ -52,6 +52,7 @@ from .exchange import (
 from .fan import fan
 from .problems import MethodNotAllowed, UnsupportedMedia
 from .responses_routes import ResponseRoutes
+from .veil import veiled
 
 ANTHROPIC = b"anthropic-version"
 """A header that clients of Anthropic's API send with every request."""
@@ -148,7 +149,7 @@ class HttpApp:
             if not exchange.done:
                 await _failed(exchange, stopping)
         except Exception as exc:  # the last border: a failure must not close the connection unsaid
-            await _failed(exchange, _told(exc))
+            await _failed(exchange, _told(exc, exchange))
 
     @property
     def busy(self) -> int:
@@ -276,6 +277,7 @@ class HttpApp:
 
     async def _model(self, exchange: Exchange, caller: str) -> None:
         name = exchange.path.partition("/models/")[2]
+        exchange.asked = True
         card = next((card for card in self.gateway.cards() if card.name == name), None)
         if card is None:
             self.gateway.target(name)  # raises with the nearest names; an alias has no card
@@ -346,7 +348,12 @@ class HttpApp:
                             await exchange.start(200, head)
                             every = self.settings.keep_alive_comment
                             await sse.stream(
-                                exchange, first, frames, every, _told, codec.stream_error
+                                exchange,
+                                first,
+                                frames,
+                                every,
+                                lambda exc: _told(exc, exchange),
+                                codec.stream_error,
                             )
                             return
                 # The place at the target is free before a slow client has read the answer.
@@ -356,7 +363,7 @@ class HttpApp:
         except RunnerError as exc:
             if exchange.started:
                 raise
-            await exchange.fail(exc, codec.error, call.trace)
+            await exchange.fail(_told(exc, exchange), codec.error, call.trace)
 
 
 def _id(kind: str, exchange: Exchange) -> str:
@@ -412,7 +419,9 @@ async def _alive(exchange: Exchange, caller: str) -> None:
 def _readable(exchange: Exchange, decode: Callable[[bytes], T], body: bytes) -> T:
     """Decode `body`; if it is no JSON and does not claim to be, say that instead."""
     try:
-        return decode(body)
+        decoded = decode(body)
+        exchange.asked = True
+        return decoded
     except BadRequest as exc:
         kind = exchange.headers.get(b"content-type", b"")
         if exc.code == "invalid_json" and kind and b"json" not in kind:
@@ -423,10 +432,17 @@ def _readable(exchange: Exchange, decode: Callable[[bytes], T], body: bytes) -> 
         raise
 
 
-def _told(exc: Exception) -> RunnerError:
-    """The error a client is told; what nobody expected is logged and not shown."""
+def _told(exc: Exception, exchange: Exchange | None = None) -> RunnerError:
+    """The error a client is told; what nobody expected is logged and not shown.
+
+    Whoever asks for an answer is told no path of this machine, which the log has. What is wrong
+    with a request is told in the client's own words, and the operator's routes tell all.
+    """
     if isinstance(exc, RunnerError):
-        return exc
+        told = veiled(exc) if exchange is None or exchange.asked else exc
+        if told is not exc:
+            _log.warning("%s: %s", exchange.id if exchange else "in the background", exc)
+        return told
     if isinstance(exc, RecursionError):
         # Only what clients send is walked recursively, and JSON may be nested deeper than that.
         return BadRequest("the request is nested too deeply", code="invalid_json")

@@ -16,6 +16,7 @@ from msgspec import Struct
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import Embeddings, EmbedRequest
 
+from . import veil
 from .codec import check_model, parse
 from .openai_json import body, error
 
@@ -113,7 +114,8 @@ def encode(result: Embeddings, asked: Asked) -> bytes:
     """The vectors as JSON numbers, or as base64 of little-endian 32-bit floats."""
     write = _base64 if asked.format == "base64" else _floats
     items = [_Item("embedding", i, write(v)) for i, v in enumerate(result.vectors)]
-    model = result.origin.model if result.origin is not None else asked.request.model
+    origin = result.origin
+    model = veil.text(origin.model) if origin is not None else asked.request.model
     usage = _Usage(result.usage.prompt_tokens, result.usage.total_tokens)
     return body(_List("list", items, model, usage))
 

@@ -19,6 +19,7 @@ from msgspec import UNSET, Struct, UnsetType
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import Ranking, RerankRequest
 
+from . import veil
 from .codec import check_model, parse
 from .openai_json import body, error
 
@@ -121,6 +122,7 @@ def encode(result: Ranking, asked: Asked, id: str) -> bytes:
         _Result(one.index, one.score, _Text(texts[one.index]) if asked.documents else UNSET)
         for one in result.results
     ]
-    model = result.origin.model if result.origin is not None else asked.request.model
+    origin = result.origin
+    model = veil.text(origin.model) if origin is not None else asked.request.model
     usage = _Usage(result.usage.prompt_tokens, result.usage.total_tokens)
     return body(_List(id, "list", model, results, usage))

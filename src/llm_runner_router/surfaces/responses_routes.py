@@ -129,6 +129,7 @@ class ResponseRoutes:
     async def _create(self, exchange: Exchange, caller: str) -> None:
         with self._host.room():
             turn = decode(await self._host.body(exchange))
+            exchange.asked = True
             if turn.previous is not None:
                 past = await self._gateway.responses.history(caller, turn.previous)
                 turn = turn.continued(_earlier(past))
@@ -143,6 +144,7 @@ class ResponseRoutes:
     async def _count(self, exchange: Exchange, caller: str) -> None:
         with self._host.room():
             asked = decode_count(await self._host.body(exchange))
+            exchange.asked = True
             async with exchange.watching():
                 tokens, counted = await self._gateway.count(asked)
                 header = [(b"x-llmrr-counted", b"exactly" if counted else b"estimated")]
@@ -214,6 +216,7 @@ class ResponseRoutes:
             await sse.stream(exchange, sse.PING, events, every, self._host.told, voice.stream_error)
 
     async def _cancel(self, exchange: Exchange, caller: str) -> None:
+        exchange.asked = True
         id = _id(exchange)
         run = self._runs.get((caller, id))
         stored = await self._gateway.responses.get(caller, id)
@@ -228,6 +231,7 @@ class ResponseRoutes:
     # ------------------------------------------------------------ coming back
 
     async def _get(self, exchange: Exchange, caller: str) -> None:
+        exchange.asked = True
         id = _id(exchange)
         query = _query(exchange)
         run = self._runs.get((caller, id))
@@ -249,6 +253,7 @@ class ResponseRoutes:
         await exchange.json(200, body)
 
     async def _delete(self, exchange: Exchange, caller: str) -> None:
+        exchange.asked = True
         id = _id(exchange)
         run = self._runs.get((caller, id))
         if run is not None and not run.task.done():
@@ -259,6 +264,7 @@ class ResponseRoutes:
         await exchange.json(200, msgspec.json.encode(gone))
 
     async def _input_items(self, exchange: Exchange, caller: str) -> None:
+        exchange.asked = True
         id = _id(exchange)
         query = _query(exchange)
         order = query.get("order", "desc")
