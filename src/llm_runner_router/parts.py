@@ -11,8 +11,10 @@ from typing import Any, Literal
 from msgspec import Raw, Struct
 
 GOOGLE = "google:"
-"""What the signatures of Google's models begin with here, so that no other provider is shown them.
-Those of Anthropic's models are as they came."""
+OPENAI = "openai:"
+"""What the signatures of Google's models, and the sealed thoughts of OpenAI's, begin with here, so
+that no other provider is shown them. Those of Anthropic's models are as they came."""
+SIGNERS = (GOOGLE, OPENAI)
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 

@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from .parts import GOOGLE as GOOGLE
+from .parts import OPENAI as OPENAI
+from .parts import SIGNERS as SIGNERS
 from .parts import AudioPart as AudioPart
 from .parts import FileData as FileData
 from .parts import FilePart as FilePart

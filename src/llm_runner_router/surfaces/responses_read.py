@@ -18,6 +18,7 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadRequest
 from llm_runner_router.types import (
+    OPENAI,
     AudioPart,
     FileData,
     FilePart,
@@ -40,7 +41,8 @@ from .codec import parse
 SIGNED = "llmrr.signed."
 SEALED = "llmrr.sealed."
 """What the `encrypted_content` begins with that this gateway writes: the signature of another
-dialect under thoughts that can be read, and thoughts that only their provider can read."""
+dialect under thoughts that can be read, and thoughts that only their provider can read. What
+OpenAI sealed is there as it came."""
 _ABSENT = Raw(b"")
 _ROLES: tuple[Role, ...] = ("user", "assistant", "system", "developer")
 
@@ -59,6 +61,8 @@ class _Item(Struct, frozen=True):
     output: Raw = _ABSENT
     summary: Raw = _ABSENT
     encrypted_content: str | None = None
+    llmrr_signature: str | None = None
+    """Ours: the provider's signature of a call."""
 
 
 class _Content(Struct, frozen=True):
@@ -133,7 +137,8 @@ class _Turn:
         elif item.type == "function_call":
             arguments = parse(_text, item.arguments or Raw(b'"{}"'), f"{path}.arguments")
             id = _given(item.call_id, f"{path}.call_id")
-            self._calls.append(ToolCall(id, _given(item.name, f"{path}.name"), arguments))
+            name = _given(item.name, f"{path}.name")
+            self._calls.append(ToolCall(id, name, arguments, signature=item.llmrr_signature))
         elif item.type == "reasoning":
             self._parts.append(_thought(item, path))
         elif item.type == "item_reference":
@@ -178,7 +183,11 @@ def _thought(item: _Item, path: str) -> Part:
     kept = item.encrypted_content or ""
     if kept.startswith(SEALED):
         return RedactedPart(kept.removeprefix(SEALED))
-    signature = kept.removeprefix(SIGNED) if kept.startswith(SIGNED) else None
+    signature = None
+    if kept.startswith(SIGNED):
+        signature = kept.removeprefix(SIGNED)
+    elif kept:
+        signature = OPENAI + kept
     if words or signature:
         return ThinkingPart("\n\n".join(words), signature)
     return ForeignPart("reasoning")

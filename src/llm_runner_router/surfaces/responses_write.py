@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.deltas import Answer, Choice
 from llm_runner_router.errors import RunnerError
-from llm_runner_router.types import Delta, Finish, Request, ToolCallDelta, Usage
+from llm_runner_router.types import OPENAI, Delta, Finish, Request, ToolCallDelta, Usage
 
 from .base import Reply
 from .codec import check_finished, model_name
@@ -142,7 +142,7 @@ def _items(choice: Choice, told: Told) -> list[dict[str, Any]]:
         id = f"rs_{number}_{len(items)}"
         items.append(_reasoning(id, "", SEALED + data))
     if choice.reasoning or choice.signature:
-        sealed = SIGNED + choice.signature if choice.signature else None
+        sealed = _sealed(choice.signature)
         items.append(_reasoning(f"rs_{number}_{len(items)}", choice.reasoning, sealed))
     content = []
     if choice.text:
@@ -154,9 +154,16 @@ def _items(choice: Choice, told: Told) -> list[dict[str, Any]]:
         items.append({**message, "content": content or [_text_part("", [])]})
     for i, call in enumerate(choice.tool_calls):
         id = f"fc_{number}_{len(items)}"
-        called = _call(id, call.id or _call_id(told, i), call.name, "completed")
+        called = _call(id, call.id or _call_id(told, i), call.name, "completed", call.signature)
         items.append({**called, "arguments": call.arguments or "{}"})
     return items
+
+
+def _sealed(signature: str) -> str | None:
+    """A signature as `encrypted_content`; what OpenAI sealed is it already."""
+    if signature.startswith(OPENAI):
+        return signature.removeprefix(OPENAI)
+    return SIGNED + signature if signature else None
 
 
 def _reasoning(id: str, text: str, sealed: str | None) -> dict[str, Any]:
@@ -172,8 +179,12 @@ def _message(id: str, status: str) -> dict[str, Any]:
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": []}
 
 
-def _call(id: str, call: str, name: str, status: str) -> dict[str, Any]:
+def _call(
+    id: str, call: str, name: str, status: str, signature: str | None = None
+) -> dict[str, Any]:
+    signed = {"llmrr_signature": signature} if signature else {}
     return {
+        **signed,
         "id": id,
         "type": "function_call",
         "status": status,
@@ -421,7 +432,7 @@ class EventWriter:
         if opened.kind != "reasoning_text":
             item["status"] = "completed"
         elif opened.signature:
-            item["encrypted_content"] = SIGNED + opened.signature
+            item["encrypted_content"] = _sealed(opened.signature)
         self._done(out, opened.index, item)
 
     # ------------------------------------------------------------ calls
@@ -431,7 +442,8 @@ class EventWriter:
         if call is None:
             self._close(out)
             id = piece.id or _call_id(self._told, piece.index)
-            item = _call(self._id("fc"), id, piece.name or "", "in_progress")
+            name = piece.name or ""
+            item = _call(self._id("fc"), id, name, "in_progress", piece.signature)
             call = self._calls[piece.index] = _OpenCall(item, self._item(out, item))
         if piece.arguments:
             self._argue(out, call, piece.arguments)

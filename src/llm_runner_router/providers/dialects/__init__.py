@@ -10,7 +10,12 @@ from importlib import import_module
 
 from .base import Dialect
 
-DIALECTS = {"openai": "OpenAI", "anthropic": "Anthropic", "gemini": "Gemini"}
+DIALECTS = {
+    "openai": "OpenAI",
+    "anthropic": "Anthropic",
+    "gemini": "Gemini",
+    "responses": "Responses",
+}
 """Name, which is the module's too, and class."""
 
 

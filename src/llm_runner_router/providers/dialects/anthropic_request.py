@@ -17,7 +17,7 @@ from msgspec import Raw
 from llm_runner_router.errors import BadRequest, Unsupported
 from llm_runner_router.fidelity import Receipt, own_tools
 from llm_runner_router.types import (
-    GOOGLE,
+    SIGNERS,
     AudioPart,
     FilePart,
     ImagePart,
@@ -56,8 +56,8 @@ _SENTENCE = "Answer with one JSON object and nothing else."
 _OPENING = "."
 """What the user says where a conversation begins with the assistant, which is not allowed."""
 
-_GOOGLES = b'"%b' % GOOGLE.encode()
-"""How the signature of a model of Google's begins in a client's bytes."""
+_OTHERS = tuple(b'"%b' % signer.encode() for signer in SIGNERS)
+"""How the signature of another provider's model begins in a client's bytes."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -73,7 +73,8 @@ def build_request(request: Request, model: str, quirks: Quirks, receipt: Receipt
     fields: dict[str, Any]
     if wire is not None and wire.dialect == MESSAGES:
         fields = {name: value for name, value in wire.fields.items() if name not in _OURS}
-        if _GOOGLES in bytes(fields["messages"]):
+        said = bytes(fields["messages"])
+        if any(other in said for other in _OTHERS):
             fields["messages"] = _own_thoughts(fields["messages"])
     else:
         fields = _fields(request, model, quirks, receipt)
@@ -121,14 +122,14 @@ def _fields(request: Request, model: str, quirks: Quirks, receipt: Receipt) -> d
 
 
 def _own_thoughts(messages: Any) -> Any:
-    """The client's messages without thoughts that Google signed, which are refused here."""
+    """The client's messages without thoughts that others signed, which are refused here."""
     turns = msgspec.json.decode(messages)
     for turn in turns:
         if isinstance(turn["content"], list):
             turn["content"] = [
                 block
                 for block in turn["content"]
-                if not str(block.get("signature") or "").startswith(GOOGLE)
+                if not str(block.get("signature") or "").startswith(SIGNERS)
             ]
     return [turn for turn in turns if turn["content"]]
 
@@ -240,7 +241,7 @@ def _block(part: Part, path: str, receipt: Receipt) -> dict[str, Any] | None:
     if isinstance(part, FilePart):
         return _document(part, path)
     if isinstance(part, ThinkingPart):
-        if part.signature is None or part.signature.startswith(GOOGLE):
+        if part.signature is None or part.signature.startswith(SIGNERS):
             receipt.dropped(path, "thoughts without their provider's signature are refused")
             return None
         return {"type": "thinking", "thinking": part.thinking, "signature": part.signature}
