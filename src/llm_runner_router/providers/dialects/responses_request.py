@@ -76,7 +76,8 @@ def _without_ours(items: Raw) -> Any:
     for item in found if isinstance(found, list) else ():
         ours = _OURS.fullmatch(_encode(item.get("id")))
         sealed = str(item.get("encrypted_content") or "")
-        if item.get("type") == "reasoning" and (sealed.startswith("llmrr") or (ours and not sealed)):
+        nobodys = sealed.startswith("llmrr") or (ours and not sealed)
+        if item.get("type") == "reasoning" and nobodys:
             continue
         gone = {"llmrr_signature", *(("id",) if ours else ())}
         kept.append({name: value for name, value in item.items() if name not in gone})
