@@ -321,7 +321,7 @@ def refuse(field: str, value: Any, architecture: str) -> Unsupported:
     """The error for a setting that an architecture of llama.cpp does not have."""
     return Unsupported(
         f"`{field}` is {value!r} in `config.json`, which llama.cpp's `{architecture}` cannot do",
-        hint="run the folder as it is, with the engine `transformers`",
+        hint="run the folder as it is, with the engine `torch`",
     )
 
 
@@ -410,7 +410,7 @@ def scaling(rope: Mapping[str, Any]) -> Fields:
         }
     raise Unsupported(
         f"`rope_scaling` of the type `{kind}` in `config.json` has no form in GGUF",
-        hint="run the folder as it is, with the engine `transformers`",
+        hint="run the folder as it is, with the engine `torch`",
     )
 
 

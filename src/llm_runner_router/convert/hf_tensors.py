@@ -117,7 +117,7 @@ def _plan(config: Config, weights: Mapping[str, Weight]) -> Plan:
             raise Unsupported(
                 f"`{config.architecture}` has the tensor `{source}` of shape"
                 f" {weights[source].shape}, which llama.cpp's `{family.name}` has no place for",
-                hint="run the folder as it is, with the engine `transformers`",
+                hint="run the folder as it is, with the engine `torch`",
             )
         outs.update((out.name, out) for out in planned)
     _tie(config, family, outs)
@@ -159,7 +159,7 @@ def family_of(config: Config) -> Family:
         )
     raise Unsupported(
         f"`architectures` in `config.json` is `{config.architecture}`, which is not converted",
-        hint="run the folder as it is, with the engine `transformers`;"
+        hint="run the folder as it is, with the engine `torch`;"
         f" converted are: {', '.join(sorted(known))}",
     )
 
@@ -172,7 +172,7 @@ def _check_plain(config: Config) -> None:
         raise Unsupported(
             f"its weights are quantised already (`quantization_config`: `{method}`)",
             hint="convert the model that it was made from; such a folder runs as it is with the"
-            " engine `transformers`",
+            " engine `torch`",
         )
 
 

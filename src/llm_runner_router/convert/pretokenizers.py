@@ -99,7 +99,7 @@ def name_of(tokenizer: Mapping[str, Any]) -> str:
         shown = " then ".join(repr(split[:120]) for split in splits) or "nothing"
         raise Unsupported(
             f"llama.cpp has no pre-tokenizer like that in `tokenizer.json`: it splits by {shown}",
-            hint="run the folder as it is, with the engine `transformers`",
+            hint="run the folder as it is, with the engine `torch`",
         )
     return found
 

@@ -182,7 +182,7 @@ def _bpe(files: _Files, model: dict[str, Any], rows: int) -> Vocabulary:
         raise Unsupported(
             "llama.cpp has no BPE without bytes: `tokenizer.json` has neither `ByteLevel` nor"
             " `byte_fallback`",
-            hint="run the folder as it is, with the engine `transformers`",
+            hint="run the folder as it is, with the engine `torch`",
         )
     tokens, types = _listed(files, words, rows, spaces=True)
     unknown = words_of(model.get("vocab")).get(str(model.get("unk_token")))
