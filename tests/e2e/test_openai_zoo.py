@@ -175,6 +175,24 @@ def test_logprobs(client: OpenAI) -> None:
         assert len(token.top_logprobs) == 3
 
 
+@pytest.mark.parametrize("more", [{}, {"top_logprobs": 0}, {"top_logprobs": 2}])
+def test_a_stream_with_logprobs_says_what_the_whole_answer_says(
+    client: OpenAI, more: dict[str, int]
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "zoo:tiny-math", "messages": say("2 + 2"), "logprobs": True, "temperature": 0,
+        "max_tokens": 4, **more,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0]
+    chunks = [c.choices[0] for c in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
+    assert whole.message.content
+    told = [one for c in chunks if c.logprobs for one in c.logprobs.content or []]
+    assert whole.logprobs is not None
+    assert [one.token for one in told] == [one.token for one in whole.logprobs.content or []]
+    assert {len(one.top_logprobs) for one in told} == {more.get("top_logprobs", 0)}
+
+
 def test_json_schema_is_kept_to(client: OpenAI) -> None:
     schema: Any = {
         "type": "object",

@@ -352,10 +352,11 @@ class _Reader:
             changes |= {"tool_calls": self._calls.feed(delta.text), "text": "", "wire": None}
             if delta.finish == "stop" and self._calls.complete:
                 changes["finish"] = "tool_calls"
-        if self._own_words:
+        if self._own_words or self._bare:
+            # Of every delta: after one with its bytes, those without would be taken for its parts.
             changes["wire"] = None
         if self._bare and delta.logprobs is not None:
-            changes |= {"logprobs": _without_alternatives(delta.logprobs), "wire": None}
+            changes["logprobs"] = _without_alternatives(delta.logprobs)
         return msgspec.structs.replace(delta, **changes) if changes else delta
 
     def _check(self, first: str) -> None:
