@@ -115,10 +115,8 @@ def make(name: str, size: tuple[int, ...], rng: np.random.Generator) -> Any:
     return (rng.integers(-1, 2, size) * SCALE).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def bitnet_files(folder: Path) -> tuple[Path, Path]:
     """One model in F32, and as bitnet.cpp has it."""
-    folder = tmp_path_factory.mktemp("bitnet")
     exact, packed = folder / "exact.gguf", folder / "packed.gguf"
     weights = write(exact, make=make)
     with gguf.open_checkpoint(exact) as model, GGUFWriter(packed, "llama") as out:
@@ -137,6 +135,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
                 out.data(name, model.read(name))
         out.finish()
     return exact, packed
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return bitnet_files(tmp_path_factory.mktemp("bitnet"))
 
 
 def silent(done: int, total: int, what: str) -> None:
