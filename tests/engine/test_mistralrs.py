@@ -88,6 +88,16 @@ def test_gguf_answers_like_llama_cpp(local: Locally) -> None:
     assert ours.usage.prompt_tokens == theirs.usage.prompt_tokens
 
 
+def test_a_gguf_file_in_parts(local: Locally, tmp_path: Path) -> None:
+    from tests.formats.forms import converted, split_gguf
+
+    (tmp_path / "whole").mkdir()
+    whole = converted("gguf")(tmp_path / "whole")
+    one = local.ask(model_at(whole, engine="mistralrs", name="whole"), chat())
+    parts = split_gguf(tmp_path)
+    assert local.ask(model_at(parts, engine="mistralrs", name="parts"), chat()).text == one.text
+
+
 def test_a_configuration_of_newer_transformers(
     local: Locally, tmp_path: Path, reference: list[dict[str, Any]]
 ) -> None:
@@ -252,3 +262,6 @@ def test_what_it_runs() -> None:
     assert score(format="onnx") == 0
     assert score(task="embed") == 0
     assert score(architecture="mamba") == 0
+    assert score(format="gguf", types={"F32": 9, "Q4_K": 9}) > 0
+    assert score(format="gguf", types={"F32": 9, "TQ2_0": 9}) == 0
+    assert score(types={"I2_S": 9}) > 0, "a word of GGUF alone"

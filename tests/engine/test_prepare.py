@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.models.formats.test_older import gguf_of
 
 from llm_runner_router import refs
 from llm_runner_router.app import App
@@ -229,6 +230,15 @@ def test_a_way_says_its_steps_and_its_engine() -> None:
     way = find_way(local(quantization="q4_0"), EngineSelector())
     assert way.steps == ("safetensors to gguf", "quantise to Q4_0")
     assert way.engine == "llamacpp"
+
+
+def test_types_that_go_away_on_the_way_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "bitnet.gguf"
+    path.write_bytes(gguf_of("llama", (0, 32, 0), (36, 256, 128), data=128 + 96))
+    model = resolve(refs.parse(str(path)))
+    assert "I2_S" in model.info.types
+    way = find_way(model, EngineSelector())
+    assert (way.kind, way.engine) == ("gguf", "llamacpp")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,18 @@ def test_a_folder_is_what_is_in_it(tmp_path: Path) -> None:
     assert (model.path, model.name) == (tmp_path / "a.gguf", f"file:{tmp_path}")
 
 
+def test_a_folder_that_only_a_plugin_knows(tmp_path: Path) -> None:
+    from tests.formats import npz
+
+    (tmp_path / "model").mkdir()
+    path = npz.written(tmp_path / "model")
+    with pytest.raises(ModelFileError, match="has no model files"):
+        resolve(parse(f"file:{path}"))
+    with npz.installed(tmp_path / "site"):
+        model = resolve(parse(f"file:{path}"))
+        assert (model.path, model.info.format) == (path, "npz")
+
+
 @pytest.mark.parametrize("text", ["hf:org/repo#q4_k_m", "ollama:qwen3:4b", "https://host/a.gguf"])
 def test_what_is_not_here_says_how_to_get_it(text: str) -> None:
     with pytest.raises(UnknownModel, match="is not on this machine") as caught:

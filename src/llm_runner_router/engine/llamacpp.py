@@ -31,7 +31,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from llm_runner_router.errors import BadRequest
+from llm_runner_router.errors import BadRequest, Unsupported
 from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request, ResponseFormat, Tool
 
@@ -203,6 +203,13 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
         BadRequest: something in it that no engine could use, with its path.
         Unsupported: something this engine cannot do.
     """
+    if model.info.task != "generate":  # an encoder would end its process at the first text
+        raise Unsupported(
+            f"`{model.name}` does not write text: its file says that it is for"
+            + (" scores" if model.info.task == "rerank" else " vectors"),
+            param="model",
+            hint="ask it for " + ("a ranking" if model.info.task == "rerank" else "embeddings"),
+        )
     check(request, model)
     request = lora.told(plain(request), model)
     penalty = request.extra.get("repetition_penalty")

@@ -24,7 +24,7 @@ from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request
 
 from . import adapting, endpoint, fit
-from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
+from .base import RUNNERS, Adapted, Feature, Purpose, Verdict
 from .devices import Machine
 from .fit import Placement
 from .threads import CpuPlan
@@ -54,6 +54,11 @@ PLAIN = frozenset(
 """Values of `model_type` that it has code for."""
 GGUF = frozenset(("llama", "qwen2", "qwen3", "qwen3moe", "phi2", "phi3", "starcoder2", "mistral3"))
 """Values of `general.architecture` that it has code for."""
+TYPES = frozenset(
+    ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1",
+     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K")
+)  # fmt: skip
+"""Types of a GGUF file's weights that it reads; those of whole numbers are never weights."""
 PROCESS = 150 * 1024 * 1024
 """Bytes of an empty runner: interpreter, the library's code and tables."""
 BITS = {"2": 3, "3": 4, "4": 5, "5": 6, "6": 7, "8": 9}
@@ -69,9 +74,9 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     known = PLAIN if info.format == "safetensors" else GGUF
     if info.architecture not in known:
         return Verdict(NAME, 0.0, f"has no code for the architecture {info.architecture!r}")
-    if foreign := foreign_type(info):
-        return Verdict(NAME, 0.0, f"does not know weights of the type {foreign}")
     if info.format == "gguf":
+        if unknown := sorted(info.types.keys() - TYPES):
+            return Verdict(NAME, 0.0, f"does not know weights of the type {unknown[0]}")
         return Verdict(NAME, 0.3, "reads it; llama.cpp was made for it")
     return Verdict(NAME, 0.6, "reads it as it is, and quantises it at load if asked to")
 

@@ -397,7 +397,13 @@ def find_way(model: LocalModel, engines: EngineSelector) -> Way:
         except RunnerError as exc:
             reasons.append(exc.message)
             continue
-        become = msgspec.structs.replace(model.info, format=want.partition("-")[0], notes=())
+        become = msgspec.structs.replace(
+            model.info,
+            format=want.partition("-")[0],
+            notes=(),
+            # The types are those of the file there is: what is made has none that engines refuse.
+            types=model.info.types if want == have else {},
+        )
         if want == "onnx-genai":
             become = msgspec.structs.replace(become, notes=("onnxruntime-genai",))
         verdicts = [

@@ -21,7 +21,7 @@ from llm_runner_router.refs import REMOTE, Ref, parse
 from llm_runner_router.types import Capabilities, ModelCard
 
 from .blobs import Store, name_of
-from .detect import AUTO, check_whole, describe
+from .detect import AUTO, check_whole, describe, detect
 from .formats import gguf
 from .info import PARTS, LocalModel, ModelInfo
 
@@ -164,9 +164,13 @@ def _inside(folder: Path) -> Path:
     try:
         chosen = choose(listed(folder), Ref("file", str(folder)))
     except NotFound as exc:
-        raise ModelFileError(
-            f"the folder `{folder}` has no model files", hint="name the folder of one model"
-        ) from exc
+        try:
+            detect(folder)  # a format of another package may know files that we do not
+        except ModelFileError:
+            raise ModelFileError(
+                f"the folder `{folder}` has no model files", hint="name the folder of one model"
+            ) from exc
+        return folder
     return folder / chosen.main if chosen.main else folder
 
 

@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_runner_router.models.pick import split_names
+
 from . import hub, serving
 from .api import Api
 from .asked import Asked
@@ -128,7 +130,7 @@ class MistralModel:
         if not path.is_dir():
             return kinds.GGUF(
                 quantized_model_id=str(path.parent),
-                quantized_filename=path.name,
+                quantized_filename=list(split_names(path.name)),
                 dtype=dtype,
                 **with_loras,
             )
