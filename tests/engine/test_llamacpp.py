@@ -176,6 +176,14 @@ def test_what_it_cannot_do_is_said_with_the_path(model: LocalModel, name: str) -
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(("task", "gives"), [("embed", "vectors"), ("rerank", "scores")])
+def test_who_writes_no_text_is_not_asked_for_it(model: LocalModel, task: str, gives: str) -> None:
+    info = msgspec.structs.replace(model.info, task=task)
+    with pytest.raises(Unsupported, match=f"does not write text: .*{gives}") as caught:
+        llamacpp.adapt(Request(model="m", prompt="a"), msgspec.structs.replace(model, info=info))
+    assert caught.value.param == "model"
+
+
 def test_the_parameters_of_a_runner(model: LocalModel) -> None:
     place = fit.Placement(context=512, slots=3, bytes=1, prompt_cache=8 << 20)
     found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", "chat")

@@ -29,6 +29,8 @@ ZOO: Final = npz.ZOO
 KEY: Final = "OUTSIDE_KEY"
 """The variable with the key of the adopted server."""
 
+ENCODER: Final = "BertModel"
+RERANKER: Final = "BertForSequenceClassification"
 Make = Callable[[Path], Path]
 
 
@@ -176,7 +178,7 @@ def only_transformers(folder: Path) -> Path:
     import transformers
     from tests.convert.models import write_tokenizer
 
-    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96,
+    sizes: dict[str, Any] = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96,
              "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256,
              "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
              "initializer_range": 0.15}  # fmt: skip
@@ -265,19 +267,55 @@ def openvino(folder: Path) -> Path:
 # ---------------------------------------------------------------- encoders
 
 
-def encoder(name: str) -> Make:
-    """A random encoder of transformers, with a WordPiece vocabulary."""
+def encoder(kind: str) -> Make:
+    """A small BERT of transformers whose vectors differ from text to text.
+
+    Args:
+        kind: `BertModel`, or `BertForSequenceClassification` for a reranker.
+    """
 
     def make(folder: Path) -> Path:
-        from tests.convert import tiny_hf
-        from tests.engine.test_onnx_vectors import with_tokenizer
+        import torch
+        import transformers
 
         target = folder / "hf"
-        tiny_hf.encoder(name, target)
-        with_tokenizer(target)
+        sizes: dict[str, Any] = {
+            "vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 96, "num_labels": 1,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256,
+            "pad_token_id": 0, "initializer_range": 0.15,
+        }  # fmt: skip
+        torch.manual_seed(0)
+        made = getattr(transformers, kind)(transformers.BertConfig(**sizes)).eval()
+        with torch.no_grad():
+            for parameter in made.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.2 * torch.randn_like(parameter)
+        made.save_pretrained(target)
+        _wordpiece(target)
         return target
 
     return make
+
+
+WORDS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "a", "mat",
+                "rain", "##y")  # fmt: skip
+
+
+def _wordpiece(folder: Path) -> None:
+    """BERT's tokenizer with a few words."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.add_special_tokens(list(WORDS[:5]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {f"{word.strip('[]').lower()}_token": word for word in WORDS[:5]}
+    settings = {"tokenizer_class": "BertTokenizer", **roles}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def encoder_as(name: str, want: str) -> Make:
@@ -294,7 +332,7 @@ def ranking_gguf(folder: Path) -> Path:
     import transformers
     from safetensors.numpy import load_file
 
-    source = encoder("bert-reranker")(folder)
+    source = encoder(RERANKER)(folder)
     weights = load_file(source / "model.safetensors")
     bare = folder / "bare"
     shutil.copytree(source, bare)
@@ -308,8 +346,16 @@ def ranking_gguf(folder: Path) -> Path:
     }
     path = folder / "reranker.gguf"
     with gguf.open_checkpoint(base) as model, GGUFWriter(path, "") as out:
-        copy_fields(model.config, out, skip=("bert.pooling_type",))
-        out.field("bert.pooling_type", 4, "U32")
+        # As llama.cpp's converter has it: each text ends with SEP, nothing more is between them.
+        fields: dict[str, Any] = {
+            "bert.pooling_type": 4,
+            "tokenizer.ggml.eos_token_id": WORDS.index("[SEP]"),
+            "tokenizer.ggml.add_eos_token": True,
+            "tokenizer.ggml.add_sep_token": False,
+        }
+        copy_fields(model.config, out, skip=tuple(fields))
+        for key, value in fields.items():
+            out.field(key, value)
         for name, one in model.weights.items():
             out.tensor(name, one.dtype, one.shape)
         for name, array in heads.items():
@@ -374,18 +420,18 @@ FORMS: dict[str, Form] = {
     "GGUF, ternary TQ1_0": Form(ternary("TQ1_0"), "ternary"),
     "GGUF, ternary TQ2_0": Form(ternary("TQ2_0"), "ternary"),
     "BitNet's GGUF, I2_S": Form(ternary("I2_S"), "ternary"),
-    "GGUF, encoder (BERT)": Form(encoder_as("bert", "gguf"), "vector"),
+    "GGUF, encoder (BERT)": Form(encoder_as(ENCODER, "gguf"), "vector"),
     "GGUF, reranker (pooling RANK)": Form(ranking_gguf, "score of one segment"),
     "GGML, F16": Form(before_gguf("ggml", "F16"), "before GGUF"),
     "GGMF, F16": Form(before_gguf("ggmf", "F16"), "before GGUF"),
     "GGJT 1, F16": Form(before_gguf("ggjt1", "F16"), "before GGUF"),
     "GGJT 2, F16": Form(before_gguf("ggjt2", "F16"), "before GGUF"),
-    "GGJT 3, Q8_0": Form(before_gguf("ggjt3", "Q8_0"), "before GGUF"),
+    "GGJT 3, Q8_0": Form(before_gguf("ggjt3", "Q8_0"), "before GGUF, Q8_0"),
     "safetensors, Hugging Face's folder": Form(lambda folder: ZOO),
     "safetensors, the file in its folder": Form(lambda folder: ZOO / "model.safetensors"),
     "safetensors, sharded with an index": Form(sharded),
-    "safetensors, encoder (BERT)": Form(encoder("bert"), "vector"),
-    "safetensors, reranker (BERT)": Form(encoder("bert-reranker"), "score"),
+    "safetensors, encoder (BERT)": Form(encoder(ENCODER), "vector"),
+    "safetensors, reranker (BERT)": Form(encoder(RERANKER), "score"),
     "safetensors, a family only transformers has (GPT-NeoX)": Form(only_transformers, "other"),
     "PyTorch, zip (`torch.save`)": Form(pickled()),
     "PyTorch, from before 1.6": Form(pickled(zipped=False)),
@@ -394,8 +440,8 @@ FORMS: dict[str, Form] = {
     "MLX, 4 bits": Form(mlx(4), "MLX, 4 bits"),
     "ONNX, decoder for onnxruntime-genai": Form(converted("onnx-genai")),
     "ONNX, decoder without `genai_config.json`": Form(onnx_bare),
-    "ONNX, encoder (BERT)": Form(encoder_as("bert", "onnx"), "vector"),
-    "ONNX, reranker (BERT)": Form(encoder_as("bert-reranker", "onnx"), "score"),
+    "ONNX, encoder (BERT)": Form(encoder_as(ENCODER, "onnx"), "vector"),
+    "ONNX, reranker (BERT)": Form(encoder_as(RERANKER, "onnx"), "score"),
     "TensorFlow.js, graph model": Form(tfjs),
     "TensorFlow.js, layers model, float16": Form(tfjs_layers),
     "OpenVINO": Form(openvino, ""),

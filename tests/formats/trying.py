@@ -32,11 +32,14 @@ QUESTION = "What is the capital of France?"
 BEGUN = "The capital of France is"
 QUERY, TEXTS = "the cat", ("the cat sat on the mat", "rain", "a rainy cat")
 """Of the vocabulary that the encoders have."""
-STEPS = 24
-NEAR = 0.999
-"""Cosine of vectors from which they count as the same: llama.cpp takes GELU from a table."""
-CLOSE = 0.02
-"""Difference of scores up to which they count as the same, for the same reason."""
+STEPS, FEW = 24, 12
+"""Tokens of an answer; few where weights are random, whose tokens soon have equals."""
+SAME, ALIKE = 1e-3, 0.3
+"""How far apart log-probabilities may be: of the same answer, and where activations are rounded."""
+NEAR, NEARLY = 0.9997, 0.98
+"""The least cosine of vectors: of the same, and of weights with four bits."""
+CLOSE = 0.01
+"""How far apart scores may be: llama.cpp takes GELU from a table in half precision."""
 TASKS: Mapping[str, str] = {"vector": "embed", "score": "rerank", "score of one segment": "rerank"}
 
 
@@ -98,7 +101,8 @@ async def _asked(app: App, like: str) -> Said:
 
 
 async def _generate(app: App, like: str, found: Said) -> Said:
-    sampling = Sampling(temperature=0.0, max_tokens=STEPS, logprobs=True)
+    steps = FEW if like == "ternary" else STEPS
+    sampling = Sampling(temperature=0.0, max_tokens=steps, logprobs=True)
     request = Request(model="m", prompt=BEGUN, sampling=sampling, stream=True)
     if like in ("chat", "") or like.startswith("MLX"):
         request = replace(request, prompt=None, messages=(Message("user", QUESTION),))
@@ -187,7 +191,9 @@ async def _converted(found: Row, form: Form, path: Path, environ: Mapping[str, s
     try:
         way = find_way(resolve(refs.parse(str(path))), EngineSelector())
     except RunnerError as exc:
-        return replace(found, no_way=_without(said(exc), path))
+        # What each engine says of it stands in their columns.
+        why = _without(said(exc), path)
+        return replace(found, no_way=why.partition("; and ")[2] or why)
     done = _clean(await tried(form.node(path), form.like, environ), path)
     return replace(found, way=f"{way.engine}, by way of {way.kind}", by_way=done)
 
@@ -231,17 +237,22 @@ def _exact(folder: Path) -> tuple[Path, str]:
     return bitnet_files(folder)[0], "llamacpp"
 
 
-def _today(folder: Path) -> tuple[Path, str]:
-    from .older import as_spm_gguf
+def _today(type: str) -> Callable[[Path], tuple[Path, str]]:
+    def make(folder: Path) -> tuple[Path, str]:
+        from .older import as_spm_gguf
 
-    return as_spm_gguf(_plain(folder)[0], folder / "today.gguf"), "llamacpp"
+        source = forms.converted("gguf", type=type)(folder)
+        return as_spm_gguf(source, folder / "today.gguf"), "llamacpp"
+
+    return make
 
 
 RIGHT: Mapping[str, Callable[[Path], tuple[Path, str]]] = {
     "chat": _plain,
     "MLX, 4 bits": _meant,
     "ternary": _exact,
-    "before GGUF": _today,
+    "before GGUF": _today("f16"),
+    "before GGUF, Q8_0": _today("q8_0"),
 }
 """Per group a file and the engine whose answer counts; encoders and `other` ask transformers."""
 FORMS_BY_LIKE = {form.like: form for form in FORMS.values()}
@@ -270,13 +281,13 @@ def _continued(folder: Path) -> Said:
 def _encoded(like: str, folder: Path) -> Said:
     """What transformers gives for each text alone."""
     import torch
-    from tests.convert import tiny_hf
-    from tests.engine.test_onnx_vectors import with_tokenizer
+    import transformers
     from tokenizers import Tokenizer
 
-    model = tiny_hf.encoder("bert" if like == "vector" else "bert-reranker", folder)
-    with_tokenizer(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    kind = forms.ENCODER if like == "vector" else forms.RERANKER
+    path = forms.encoder(kind)(folder)
+    model = getattr(transformers, kind).from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer: Any = Tokenizer.from_file(str(path / "tokenizer.json"))
 
     def run(*texts: str) -> Any:
         cut = tokenizer.encode(*texts)
