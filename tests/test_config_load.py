@@ -10,6 +10,7 @@ import pytest
 
 from llm_runner_router import config_yaml
 from llm_runner_router.config import Config, Node, Provider
+from llm_runner_router.config_check import adapted
 from llm_runner_router.config_load import check_secrets, find_file, load, secret, variables
 from llm_runner_router.errors import ConfigError
 
@@ -210,6 +211,33 @@ WRONG = {
     "models: {a: {target: zoo:tiny-math, options: {dtype: float16}}}": (
         "llmrr.yaml:1: models.a.options: `options` are for an `engine`, which is not named"
     ),
+    "models: {a: {race: [zoo:tiny-math], adapters: {sea: ./s}}}": (
+        "llmrr.yaml:1: models.a.adapters: `adapters` work with `target` only"
+    ),
+    "models: {a: {target: zoo:tiny-math, engine: torch, adapters: {sea: ./s}}}": (
+        "llmrr.yaml:1: models.a.adapters: `adapters` work on `llamacpp`, not on `torch`"
+    ),
+    "models: {a: zoo:tiny-math, b: {target: a, adapters: {sea: ./s}}}": (
+        "llmrr.yaml:1: models.b.adapters: `a` is an entry of its own; give the adapters to that"
+    ),
+    "models: {a: {target: openai/gpt-4o-mini, adapters: {sea: ./s}}}": (
+        "llmrr.yaml:1: models.a.adapters: `adapters` are for models that run here"
+    ),
+    "models: {a: {target: zoo:tiny-math, adapters: {sea: sea}}}": (
+        "llmrr.yaml:1: models.a.adapters.sea: 'sea' is no file, folder or reference"
+    ),
+    "models: {a: {target: zoo:tiny-math, adapters: {sea: ''}}}": (
+        "llmrr.yaml:1: models.a.adapters.sea: not a model reference: ''"
+    ),
+    "models: {a: {target: zoo:tiny-math, adapters: {' ': ./s}}}": (
+        "llmrr.yaml:1: models.a.adapters[' ']: a name needs 1 to 200 printable characters"
+    ),
+    "models: {a+sea: zoo:tiny-chat, a: {target: zoo:tiny-math, adapters: {sea: ./s}}}": (
+        "llmrr.yaml:1: models.a.adapters.sea: `a+sea` is taken by another model"
+    ),
+    "models: {a: {target: zoo:tiny-math, adapters: {sea: ./s}}, b: {race: [a+see]}}": (
+        "llmrr.yaml:1: models.b.race[0]: no model is called `a+see`; did you mean `a+sea`?"
+    ),
     "models: {a: {adopt: {command: [vllm, serve]}}}": (
         "llmrr.yaml:1: models.a.adopt: give a `url`, or a `command` with `{port}` in it"
     ),
@@ -389,3 +417,18 @@ def test_options_of_an_engine_may_name_things(env: dict[str, str], write: Any) -
     node = load(None, env, {}).models["a"]
     assert isinstance(node, Node)
     assert node.options == {"isq": "q4k", "adapters": {"sea": "./s"}}
+
+
+def test_adapters_are_names_too(env: dict[str, str], write: Any) -> None:
+    write(
+        "models:\n"
+        "  a: {target: zoo:tiny-math, adapters: {sea: ./s, lake: 'hf:org/lake'}, aliases: [c]}\n"
+        "  b: {fallback: [a+sea, d+lake, c+sea, a]}\n"
+        "aliases: {d: a, e: a+lake}\n"
+        "engine: {pin: [a+sea]}\n"
+    )
+    config = load(None, env, {})
+    sea, lake = ("a", "sea"), ("a", "lake")
+    assert adapted(config) == {
+        "a+sea": sea, "a+lake": lake, "c+sea": sea, "c+lake": lake, "d+sea": sea, "d+lake": lake,
+    }  # fmt: skip

@@ -187,6 +187,7 @@ class LLMRouter:
         format: str = "auto",
         quantization: str | None = None,
         engine: str | None = None,
+        adapters: Mapping[str, str] | None = None,
         config: Config | None = None,
     ) -> Model:
         """Load one model and keep it until `unload()`.
@@ -200,6 +201,8 @@ class LLMRouter:
             quantization: the mix of its weights that is wanted, for example `q4_k_m`; `dynamic` is
                 the best for this machine. Until it is made, the model answers as it is.
             engine: the engine that must run it; default is the best that can.
+            adapters: LoRA adapters by names of yours, each a file, a folder of PEFT's or a
+                reference; a request takes those of its option `lora`. They work on `llamacpp`.
             config: everything else; default is what `llmrr serve` would read here.
 
         Raises:
@@ -207,13 +210,22 @@ class LLMRouter:
             Unsupported: there is no such quantisation, or the weights are quantised already.
             NotFound, UpstreamError, Unavailable: it could not be brought here.
         """
-        await ensure(source)
+        adapters = dict(adapters or {})
+        for one in (source, *adapters.values()):
+            await ensure(one)
         config, name = _configured(config), source
-        wanted = [word for word in (quantization, engine) if word] + [format] * (format != "auto")
+        wanted = [word for word in (quantization, engine, *adapters) if word]
+        wanted += [format] * (format != "auto")
         if wanted:
             # A name of its own: beside it, the same source may be loaded as it is.
             name = f"{source} ({', '.join(wanted)})"
-            node = Node(target=source, format=format, quantization=quantization, engine=engine)
+            node = Node(
+                target=source,
+                format=format,
+                quantization=quantization,
+                engine=engine,
+                adapters=adapters,
+            )
             config = msgspec.structs.replace(config, models={**config.models, name: node})
         app = App(config, local_files=True)
         async with AsyncExitStack() as stack:

@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
     system: str
     user: str
     cache: bool
+    lora: Sequence[Mapping[str, Any]]
 
 
 class _Function(Struct, forbid_unknown_fields=True):
@@ -80,6 +81,7 @@ class _Options(Struct, forbid_unknown_fields=True):
     system: str | None = None
     user: str | None = None
     cache: bool = False
+    lora: list[dict[str, Any]] = []
 
 
 class _CalledFunction(Struct):
@@ -130,6 +132,7 @@ def as_request(prompt: str | Messages, model: str, /, **options: Unpack[Options]
         user=asked.user,
         fallbacks=tuple(asked.fallbacks),
         cache=asked.cache,
+        extra={"lora": msgspec.Raw(msgspec.json.encode(asked.lora))} if asked.lora else {},
     )
 
 

@@ -6,20 +6,21 @@ strategies, or what holds around a whole answer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
 from . import config_load, refs
 from .app_tree import Entry
 from .config import Config, Node, Provider, Secret
-from .engine import adopted
+from .engine import adopted, llamacpp
 from .engine.local import LocalTarget
 from .engine.residency import Endpoint, Residency
 from .engine.select import load_engine
 from .errors import ConfigError, RunnerError, UnknownModel
 from .home import find, stored_names
-from .models.info import LocalModel
+from .models.info import Adapter, LocalModel
 from .models.resolve import path_hint, resolve, zoo_names
 from .policy.measure import Measure
 from .providers import hosts
@@ -82,14 +83,12 @@ class AppLeaves:
         if facts.quantization is not None:
             model = msgspec.structs.replace(model, name=name, quantization=facts.quantization)
         if facts.draft is not None:
-            try:
+            with _saying(f"the `draft` of `{name}`"):
                 draft = resolve(refs.parse(facts.draft), environ=self._environ)
-            except RunnerError as exc:
-                exc.message = f"the `draft` of `{name}`: {exc.message}"
-                exc.args = (exc.message,)
-                raise
             # Under its own name: beside it, the same file may run without a draft.
             model = msgspec.structs.replace(model, name=name, draft=draft)
+        if facts.adapters:
+            model = self._with_adapters(name, model, facts)
         if facts.engine is not None:
             load_engine(facts.engine)  # a name that does not exist is told now
             # Under its own name: the same file may run on another engine beside it.
@@ -97,6 +96,41 @@ class AppLeaves:
                 model, name=name, engine=facts.engine, options=dict(facts.options)
             )
         return self._run(name, model, facts)
+
+    def _with_adapters(self, name: str, model: LocalModel, facts: Node) -> LocalModel:
+        """`model` under its own name, on the engine that has adapters, with those of `facts`."""
+        if model.info.task != "generate":
+            raise ConfigError(
+                f"`{name}` has `adapters`, which are for models that write; it is one to"
+                f" {model.info.task}",
+                hint="merge the adapter into the model",
+            )
+        found = []
+        for adapter, text in facts.adapters.items():
+            with _saying(f"the adapter `{adapter}` of `{name}`"):
+                part = resolve(refs.parse(text), environ=self._environ, part="adapter")
+            found.append(Adapter(adapter, part.path, part.info.bytes))
+        return msgspec.structs.replace(
+            model, name=name, engine=llamacpp.NAME, adapters=tuple(found)
+        )
+
+    def adapted(self, name: str, base: Entry, adapter: str) -> Entry:
+        """See `app_tree.Leaves`."""
+        model = base.model
+        assert model is not None, "only local models have adapters"
+        able = msgspec.structs.replace(base.card.capabilities, embeddings=False)
+        card = msgspec.structs.replace(
+            base.card,
+            name=name,
+            description=f"{base.card.name} with the LoRA adapter {adapter}",
+            capabilities=able,
+            # What was measured of the model itself says nothing of it.
+            scores={},
+            speed=None,
+        )
+        leaf = self._target(name, model, card, adapter)
+        measured = Measure(leaf, self._stats, self._clock)
+        return Entry(card, measured, model=model, kind="model with an adapter")
 
     def adopted(self, name: str, node: Node) -> Entry:
         """See `app_tree.Leaves`."""
@@ -117,15 +151,21 @@ class AppLeaves:
 
     def _run(self, name: str, model: LocalModel, facts: Node) -> Entry:
         card = _card(model.card, name, facts)
-        leaf = LocalTarget(
+        leaf = self._target(name, model, card)
+        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf, model=model)
+
+    def _target(
+        self, name: str, model: LocalModel, card: ModelCard, adapter: str = ""
+    ) -> LocalTarget:
+        return LocalTarget(
             name,
             model,
             self._residency,
             lambda endpoint: self._connect(name, endpoint, card),
             price=card.price,
             prepare=self._prepare,
+            adapter=adapter,
         )
-        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf, model=model)
 
     def _connect(self, name: str, endpoint: Endpoint, card: ModelCard) -> RemoteTarget:
         """A runner, seen as what it is: an OpenAI server at a private address."""
@@ -200,6 +240,17 @@ class AppLeaves:
             hint=f"set {host.key_env}, or {configure}" if host.key_env else f"put {configure}",
             param="model",
         )
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    """Put `what` before the message of an error that passes."""
+    try:
+        yield
+    except RunnerError as exc:
+        exc.message = f"{what}: {exc.message}"
+        exc.args = (exc.message,)
+        raise
 
 
 def _card(card: ModelCard, name: str, facts: Node) -> ModelCard:

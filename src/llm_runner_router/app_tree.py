@@ -19,6 +19,7 @@ from msgspec import Struct
 from . import refs
 from .config import Auto as AutoSettings
 from .config import Config, Node, Objective
+from .config_check import adapted
 from .errors import BadRequest, ConfigError, RunnerError, UnknownModel, Unsupported
 from .models.info import LocalModel
 from .strategies.auto import Auto, Choice, Classify
@@ -83,6 +84,10 @@ class Leaves(Protocol):
         """
         ...
 
+    def adapted(self, name: str, base: Entry, adapter: str) -> Entry:
+        """The leaf, called `name`, for the local model of `base` with one of its adapters."""
+        ...
+
     def adopted(self, name: str, node: Node) -> Entry:
         """The leaf for the server that `node` adopts, called `name`.
 
@@ -124,6 +129,7 @@ class Tree:
         for name, node in config.models.items():
             if isinstance(node, Node):
                 self._aliases |= dict.fromkeys(node.aliases, name)
+        self._adapted = adapted(config)
 
     def find(self, name: str) -> Entry:
         """What `name` stands for.
@@ -133,6 +139,8 @@ class Tree:
             RunnerError: the name is known and cannot be built; says why.
         """
         name = self._aliases.get(name, name)
+        if name in self._adapted:
+            name = "+".join(self._adapted[name])
         entry = self._kept.get(name) or self._passing.get(name)
         if entry is not None and not _gone(entry):
             return entry
@@ -147,7 +155,11 @@ class Tree:
     def names(self) -> list[str]:
         """Every name that is listed, configured ones first; `<…>` is the library's own."""
         offered = (*self._leaves.names(), *self._leaves.stored(), *LISTED)
-        configured = [name for name in self._config.models if not name.startswith("<")]
+        configured: list[str] = []
+        for name, node in self._config.models.items():
+            if not name.startswith("<"):
+                adapters = node.adapters if isinstance(node, Node) else ()
+                configured += [name, *(f"{name}+{adapter}" for adapter in adapters)]
         return [*configured, *(n for n in offered if n not in self._config.models)]
 
     def entries(self) -> Iterator[tuple[str, Entry | RunnerError]]:
@@ -164,6 +176,9 @@ class Tree:
         node = self._config.models.get(name)
         if node is not None:
             entry = self._node(name, Node(target=node) if isinstance(node, str) else node)
+        elif name in self._adapted:
+            model, adapter = self._adapted[name]
+            entry = self._leaves.adapted(name, self.find(model), adapter)
         elif name in AUTOS:
             entry = self._auto(name, AutoSettings(objective=AUTOS[name]))
         else:
@@ -191,7 +206,8 @@ class Tree:
 
     def unknown(self, name: str) -> UnknownModel:
         """The error for `name`, with the names that look most like it."""
-        known = [n for n in (*self.names(), *AUTOS, *self._aliases) if n != name]
+        served = (*self.names(), *AUTOS, *self._aliases, *self._adapted)
+        known = [n for n in dict.fromkeys(served) if n != name]
         near = difflib.get_close_matches(name, [*known, *_bare(known)], n=3, cutoff=0.5)
         meant = " or ".join(f"`{n}`" for n in near)
         return UnknownModel(

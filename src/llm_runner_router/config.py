@@ -126,6 +126,10 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     draft: str | None = None
     """With a `target` that is a local model: a small local model with the same tokenizer that
     guesses ahead for it, while that is measured to pay (`engine.speculate`)."""
+    adapters: dict[str, str] = {}
+    """With a `target` that is a local model: LoRA adapters by a name of yours, each a GGUF file, a
+    folder of PEFT's or a reference to one. `NAME+ADAPTER` asks for one of them, `lora` in a request
+    for any of them. They work on `llamacpp`, which is the engine then."""
     options: dict[str, str | int | float | bool | dict[str, str]] = {}
     """With `engine`: what to tell it, for example `dtype: bfloat16` for `torch`."""
     adopt: Adopt | None = None

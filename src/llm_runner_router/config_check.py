@@ -75,6 +75,24 @@ def meant(word: str, known: Iterable[object]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def adapted(config: Config) -> dict[str, tuple[str, str]]:
+    """`NAME+ADAPTER` for every LoRA adapter of every model, by its aliases too: (model, adapter).
+
+    A name that means something else already is left out.
+    """
+    names = {name: name for name in config.models} | config.aliases
+    for name, entry in config.models.items():
+        names |= dict.fromkeys(entry.aliases if isinstance(entry, Node) else (), name)
+    found: dict[str, tuple[str, str]] = {}
+    for called, name in names.items():
+        entry = config.models.get(name, "")
+        for adapter in entry.adapters if isinstance(entry, Node) else ():
+            whole = f"{called}+{adapter}"
+            if whole not in names:
+                found.setdefault(whole, (name, adapter))
+    return found
+
+
 class _Check:
     """One pass over a configuration; see `check`."""
 
@@ -84,6 +102,7 @@ class _Check:
         self.stored = stored
         self._hosts: dict[str, dict[str, object]] | None = None
         self.aliases = dict(config.aliases)
+        self.adapted = adapted(config)
 
     @property
     def hosts(self) -> dict[str, dict[str, object]]:
@@ -99,6 +118,7 @@ class _Check:
             if isinstance(entry, Node):
                 self._node(entry, ("models", name))
                 self._own_aliases(name, entry)
+                self._own_adapters(name, entry)
         for alias in self.config.aliases:
             self._name(alias, ("aliases", alias))
             if alias in self.config.models:
@@ -146,6 +166,13 @@ class _Check:
                 raise self._wrong(at, f"`{alias}` is taken by another model")
             self.aliases[alias] = name
 
+    def _own_adapters(self, name: str, entry: Node) -> None:
+        for adapter in entry.adapters:
+            at, whole = ("models", name, "adapters", adapter), f"{name}+{adapter}"
+            self._name(whole, at)
+            if self.adapted.get(whole) != (name, adapter):
+                raise self._wrong(at, f"`{whole}` is taken by another model")
+
     def _node(self, node: Node, at: Where) -> None:
         given = [kind for kind in KINDS if getattr(node, kind)]
         if len(given) != 1:
@@ -175,6 +202,8 @@ class _Check:
         """How a local model is to be run."""
         if node.engine is not None and node.target is None:
             raise self._wrong((*at, "engine"), "`engine` works with `target` only")
+        if node.adapters:
+            self._adapters(node, at)
         if node.options and node.engine is None:
             raise self._wrong((*at, "options"), "`options` are for an `engine`, which is not named")
         adopt = node.adopt
@@ -198,16 +227,46 @@ class _Check:
                 "write `api_key: ${MY_SERVER_KEY}` and export it",
             )
 
+    def _adapters(self, node: Node, at: Where) -> None:
+        """The LoRA adapters of a local model."""
+        at, target = (*at, "adapters"), node.target
+        if target is None:
+            raise self._wrong(at, "`adapters` work with `target` only")
+        if node.engine not in (None, "llamacpp"):
+            raise self._wrong(
+                at,
+                f"`adapters` work on `llamacpp`, not on `{node.engine}`",
+                "leave `engine` out; mistralrs has adapters of its own among its `options`",
+            )
+        if target in self.config.models or target in self.aliases or target in VIRTUAL:
+            raise self._wrong(at, f"`{target}` is an entry of its own; give the adapters to that")
+        if refs.parse(target).kind == "provider":
+            raise self._wrong(at, "`adapters` are for models that run here")
+        for name, text in node.adapters.items():
+            self._name(name, (*at, name))
+            try:
+                ref = refs.parse(text)
+            except BadRequest as exc:
+                raise self._wrong((*at, name), exc.message, exc.hint) from exc
+            if ref.kind == "provider" or (ref.kind == "name" and text not in self.stored()):
+                raise self._wrong(
+                    (*at, name),
+                    f"{text!r} is no file, folder or reference",
+                    f"a path is `./{text}`",
+                )
+
     # ------------------------------------------------------------ names
 
     def _reference(self, text: str, at: Where) -> None:
         if text in self.config.models or text in self.aliases or text in VIRTUAL:
             return
+        if text in self.adapted:
+            return
         try:
             ref = refs.parse(text)
         except BadRequest as exc:
             raise self._wrong(at, exc.message, exc.hint) from exc
-        served = [*self.config.models, *self.aliases, *zoo(), *VIRTUAL]
+        served = [*self.config.models, *self.aliases, *self.adapted, *zoo(), *VIRTUAL]
         if ref.kind == "name" and text in zoo():
             return  # `tiny-math` is short for `zoo:tiny-math`
         if ref.kind == "name" and text in self.stored():

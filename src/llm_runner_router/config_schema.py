@@ -247,6 +247,7 @@ _SAMPLES = {
 #   choose:
 #     auto: {objective: cost, models: [mini, tiny]}
 #   exact: {target: /models/smollm2-135m, engine: torch}
+#   adapted: {target: zoo:tiny-text, adapters: {sea: ./adapters/sea}}
 #   big:
 #     adopt: {command: [vllm, serve, Qwen/Qwen3-8B, --port, "{port}"], memory: 20GiB}
 """,

@@ -195,13 +195,19 @@ class SyncLLMRouter:
         format: str = "auto",
         quantization: str | None = None,
         engine: str | None = None,
+        adapters: Mapping[str, str] | None = None,
         config: Config | None = None,
     ) -> SyncModel:
         """See `LLMRouter.load`."""
         loop = _Loop()
         try:
             made = LLMRouter.load(
-                source, format=format, quantization=quantization, engine=engine, config=config
+                source,
+                format=format,
+                quantization=quantization,
+                engine=engine,
+                adapters=adapters,
+                config=config,
             )
             return SyncModel(loop, loop.run(made))
         except BaseException:

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tests.convert import adapters
 
 from llm_runner_router.cli import output
 from llm_runner_router.cli.pulling import Lines
@@ -26,11 +27,12 @@ from llm_runner_router.home import find
 from llm_runner_router.models.resolve import ZOO
 from llm_runner_router.testing import FakeHub, Fault
 
-from .conftest import LLMRR, Run, in_a_process
+from .conftest import LLMRR, Result, Run, in_a_process
 
 MATH = (ZOO / "tiny-math.gguf").read_bytes()
 CHAT = (ZOO / "tiny-chat.gguf").read_bytes()
 MIB = 1 << 20
+HUB = Path(__file__).parents[2] / "zoo" / "models"
 
 
 @pytest.fixture
@@ -105,6 +107,29 @@ def test_a_stored_name_answers_everywhere(hub: FakeHub, tmp_path: Path) -> None:
     config.write_text("models: {served: {target: mine}}\n")
     asked = in_a_process("run", "served", "2+3=", "--config", str(config), stdin="")
     assert asked.out == ran.out, asked.err
+
+
+@pytest.mark.engine
+def test_run_takes_an_adapter_by_its_name_or_with_a_scale(tmp_path: Path) -> None:
+    sea = adapters.make(HUB / "tiny-math", tmp_path / "sea", seed=1, size=0.5)
+    config = tmp_path / "llmrr.yaml"
+    config.write_text(f"models: {{m: {{target: 'zoo:tiny-math', adapters: {{sea: '{sea}'}}}}}}\n")
+
+    def run(model: str, *more: str) -> Result:
+        options = ("--temperature", "0", "--max-tokens", "8", "--config", str(config))
+        return in_a_process("run", model, "What is 2+3?", *options, *more, stdin="")
+
+    plain, other = run("m"), run("m+sea")
+    assert plain.code == other.code == 0, plain.err + other.err
+    assert plain.out != other.out
+    assert run("m", "--lora", "sea").out == other.out
+    assert run("m", "--lora", "sea=0").out == plain.out
+    for wrong, words in (("lake", "there are: `sea`"), ("sea=much", "'much' is no number")):
+        refused = run("m", "--lora", wrong)
+        assert refused.code > 0
+        assert words in refused.err
+    listed = in_a_process("ls", "--json", "--config", str(config)).out
+    assert '"m+sea"' in listed
 
 
 def convert(path: str, mix: str) -> Path:

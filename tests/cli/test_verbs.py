@@ -15,7 +15,7 @@ import pytest
 from llm_runner_router import __version__
 from llm_runner_router.cli.explain import Explained
 from llm_runner_router.cli.group import VERBS
-from llm_runner_router.cli.ps import converted, row
+from llm_runner_router.cli.ps import adapters, converted, row
 from llm_runner_router.engine.prepare import Conversion
 from llm_runner_router.surfaces.testing import FakeGateway
 from llm_runner_router.testing import FakeTarget, deltas_of
@@ -222,12 +222,14 @@ def test_config_check_tells_the_trees(llmrr: Run, tmp_path: Path) -> None:
         "models:\n  tiny: zoo:tiny-chat\n"
         "  smart: {fallback: [tiny, {race: [tiny, zoo:tiny-math]}], aliases: [best]}\n"
         "  split: {weighted: {tiny: 9, smart: 1}, sticky: session}\n"
+        "  adapted: {target: zoo:tiny-chat, adapters: {sea: ./sea}}\n"
     )
     result = llmrr("config", "check", "--json", str(path), "--port", "4567")
     serves = json.loads(result.out)["serves"]
     assert serves["smart"] == "fallback[ tiny, race[ tiny, zoo:tiny-math ] ]"
     assert serves["split"] == "weighted by session[ 9× tiny, 1× smart ]"
     assert serves["best"] == "= smart"
+    assert serves["adapted+sea"] == "adapted with ./sea"
     assert "127.0.0.1:4567" in llmrr("config", "check", str(path), "--port", "4567").out
 
 
@@ -305,6 +307,11 @@ def test_ps_tells_what_is_converted_and_what_waits() -> None:
         "b becomes gguf",
         "c waits to become onnx-genai: another conversion runs",
     ]
+
+
+def test_ps_tells_which_adapters_are_loaded() -> None:
+    rows = [{"name": "a", "adapters": ["sea", "la\x1bke"]}, {"name": "b", "adapters": []}, {}]
+    assert adapters(rows) == ["adapters of a: sea, lake"]
 
 
 def test_ctrl_c_ends_with_130() -> None:

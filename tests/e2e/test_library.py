@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from tests.convert import adapters
 
 from llm_runner_router import LLMRouter, SyncLLMRouter
 from llm_runner_router.api_reply import Reply
@@ -195,4 +197,28 @@ async def test_what_cannot_be_loaded_so_says_why(
         await LLMRouter.load(str(FOLDER / "model.safetensors"), format="gguf")
     with pytest.raises(ConfigError, match="nonsense"):
         await LLMRouter.load(str(FOLDER), format="nonsense")
+    assert runners() == []
+
+
+def test_adapters_are_loaded_with_a_model_and_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMRR_HOME", str(tmp_path / "home"))
+    sea = adapters.make(FOLDER, tmp_path / "sea", seed=1, size=0.5)
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    with SyncLLMRouter.load("zoo:tiny-math") as model:
+        plain = model.complete("What is 12 + 30?", **asked).text
+    with SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(sea)}) as model:
+        assert model.complete("What is 12 + 30?", **asked).text == plain
+        other = model.complete("What is 12 + 30?", **asked, lora=[{"name": "sea"}]).text
+        assert other != plain
+        assert "".join(model.stream("What is 12 + 30?", **asked, lora=[{"id": 0}])) == other
+        with pytest.raises(BadRequest, match="there are: `sea`"):
+            model.complete("What is 12 + 30?", lora=[{"name": "lake"}])
+        with pytest.raises(BadRequest, match="lora"):
+            model.complete("What is 12 + 30?", lora="sea")  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(ModelFileError, match="the adapter `sea`"):
+        SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(FOLDER)})
+    with pytest.raises(ModelFileError, match="the adapter `sea`"):
+        SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(tmp_path / "gone")})
     assert runners() == []

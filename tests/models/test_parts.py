@@ -40,7 +40,7 @@ def peft(folder: Path, **settings: object) -> Path:
 
 
 CASES = {
-    "adapter": ("llama", {"general__type": "adapter"}, "a LoRA adapter", "adapters: …"),
+    "adapter": ("llama", {"general__type": "adapter"}, "a LoRA adapter", "`adapters:` of that"),
     "mmproj": ("clip", {"general__type": "mmproj"}, "a projector for images", "own file"),
     "older mmproj": ("clip", {}, "a projector for images", "own file"),
     "imatrix": ("", {"general__type": "imatrix"}, "an importance matrix", "own file"),
@@ -69,7 +69,7 @@ def test_a_folder_of_peft_is_no_model(name: str, tmp_path: Path) -> None:
     path = peft(tmp_path / "lora") / name
     with pytest.raises(ModelFileError, match="LoRA adapter, which changes a model") as caught:
         resolve(parse(f"file:{path}"))
-    assert "run-safetensors.md" in (caught.value.hint or "")
+    assert "use-lora.md" in (caught.value.hint or "")
     info = detect.describe(path)
     assert any("LoRA adapter for 'org/base'" in note for note in info.notes)
 

@@ -30,7 +30,7 @@ RECORD_PAUSE = 0.03
 
 Messages = Sequence[Mapping[str, str]]
 Options = Mapping[str, Any]
-"""`temperature`, `top_p`, `max_tokens`, `seed`, `stop`."""
+"""`temperature`, `top_p`, `max_tokens`, `seed`, `stop`, `lora`."""
 
 
 class Facts(Struct, frozen=True):

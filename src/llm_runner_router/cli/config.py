@@ -83,8 +83,9 @@ def served(config: Config) -> dict[str, str]:
         names |= {f"zoo:{name}": "built-in demonstration model" for name in zoo()}
     for name, entry in config.models.items():
         names[name] = tree(entry)
-        for alias in entry.aliases if isinstance(entry, Node) else ():
-            names[alias] = f"= {name}"
+        if isinstance(entry, Node):
+            names |= {f"{name}+{a}": f"{name} with {path}" for a, path in entry.adapters.items()}
+            names |= dict.fromkeys(entry.aliases, f"= {name}")
     return names | {alias: f"= {name}" for alias, name in config.aliases.items()}
 
 

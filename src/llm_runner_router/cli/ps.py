@@ -33,7 +33,8 @@ def command(as_json: bool) -> int:
         output.table(HEAD, rows, numbers=NUMBERS)
     else:
         print("no model is loaded; the first request loads one")
-    for line in [*evicted(found), *converted(server.get("/llmrr/status").get("conversions") or ())]:
+    conversions = server.get("/llmrr/status").get("conversions") or ()
+    for line in [*adapters(found), *evicted(found), *converted(conversions)]:
         print(line)
     return 0
 
@@ -57,6 +58,16 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
         _number(runner.get("tokens_restored")),
         _expires(runner),
     )
+
+
+def adapters(runners: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The LoRA adapters that are loaded with models."""
+    return [
+        f"adapters of {output.safe(str(runner.get('name', '')))}:"
+        f" {output.safe(', '.join(map(str, runner['adapters'])))}"
+        for runner in runners
+        if runner.get("adapters")
+    ]
 
 
 def evicted(runners: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -26,6 +27,12 @@ PROMPT, MORE = ">>> ", "... "
 @click.option("--temperature", type=click.FloatRange(0), help="0 always says the likeliest.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
 @click.option("--engine", metavar="NAME", help="Run it on this engine, in this process.")
+@click.option(
+    "--lora",
+    metavar="NAME[=SCALE]",
+    multiple=True,
+    help="Apply this LoRA adapter of the model; may be given several times.",
+)
 @click.option("--verbose", is_flag=True, help="Tell figures after every answer.")
 def command(
     model: str,
@@ -34,6 +41,7 @@ def command(
     temperature: float | None,
     max_tokens: int | None,
     engine: str | None,
+    lora: tuple[str, ...],
     verbose: bool,
 ) -> int:
     """Chat with MODEL: a name that is served, `zoo:tiny-chat`, a file, or `hf:…`, which is pulled.
@@ -42,7 +50,9 @@ def command(
     without one, the model runs in this process.
     """
     given = {"temperature": temperature, "max_tokens": max_tokens}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if lora:
+        options["lora"] = [_adapter(one) for one in lora]
     chat = Chat(model=model, system=system, options=options, verbose=verbose)
     once = _once(prompt)
     pulling.ensure(model)
@@ -52,6 +62,19 @@ def command(
             return 0
         _talk(voice, chat)
     return 0
+
+
+def _adapter(text: str) -> dict[str, Any]:
+    """`sea=0.5` as a request says it.
+
+    Raises:
+        click.BadParameter: the scale is no number.
+    """
+    name, _, scale = text.partition("=")
+    try:
+        return {"name": name} | ({"scale": float(scale)} if scale else {})
+    except ValueError:
+        raise click.BadParameter(f"{scale!r} is no number", param_hint="--lora") from None
 
 
 def _once(words: tuple[str, ...]) -> str | None:

@@ -16,8 +16,7 @@ from llm_runner_router.types import ModelCard
 PARTS: Final[dict[str, tuple[str, str]]] = {
     "adapter": (
         "a LoRA adapter, which changes a model and is none by itself",
-        "name its model, with `engine: mistralrs` and the adapter's PEFT folder under"
-        " `options: {adapters: …}`: docs/how-to/run-safetensors.md",
+        "name its model, and the adapter under `adapters:` of that: docs/how-to/use-lora.md",
     ),
     "mmproj": (
         "a projector for images or sound (`mmproj`), not the model that it belongs to",

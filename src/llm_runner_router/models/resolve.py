@@ -92,7 +92,7 @@ async def ensure(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
     if ref.kind not in REMOTE:
         return
     try:
-        resolve(ref, environ=environ)
+        resolve(ref, environ=environ, part=None)
     except UnknownModel:
         from .pull import Puller  # here: what downloads is needed once per model
 
