@@ -10,7 +10,7 @@ import pytest
 from msgspec import Raw
 
 from llm_runner_router.engine import fit, llamacpp
-from llm_runner_router.engine.base import Adapted
+from llm_runner_router.engine.base import Adapted, Purpose
 from llm_runner_router.engine.threads import CpuPlan
 from llm_runner_router.errors import BadRequest, RunnerError, Unsupported
 from llm_runner_router.models.info import LocalModel
@@ -200,3 +200,24 @@ def test_the_parameters_of_a_runner(model: LocalModel) -> None:
     found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", "embed")
     assert found["embedding"]
     assert found["n_ubatch"] == found["n_batch"] == found["n_ctx"] == 512
+
+
+@pytest.mark.parametrize(
+    ("said", "purpose", "told"),
+    [
+        ("cls", "embed", "CLS"),
+        ("last", "embed", "LAST"),
+        ("mean", "embed", "MEAN"),
+        ("", "embed", "MEAN"),
+        ("rank", "embed", "MEAN"),
+        ("rank", "rerank", "RANK"),
+    ],
+)
+def test_vectors_are_pooled_as_the_model_says(
+    model: LocalModel, said: str, purpose: Purpose, told: str
+) -> None:
+    info = msgspec.structs.replace(model.info, pooling=said)
+    model = msgspec.structs.replace(model, info=info)
+    placement = fit.place(model.info, slots=1, context=256, budget=1 << 30, embed=True)
+    found = llamacpp.parameters(model, CpuPlan(1, 1, "spin"), placement, "key", purpose)
+    assert found["pooling_type"] == {"enum": ["llama_pooling_type", f"LLAMA_POOLING_TYPE_{told}"]}

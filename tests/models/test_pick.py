@@ -97,10 +97,11 @@ def test_a_folder_of_safetensors_with_what_is_read_beside_it() -> None:
         *("model.safetensors.index.json", "config.json", "generation_config.json"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE"),
         *("consolidated.safetensors", "pytorch_model.bin", "README.md", "modeling_x.py"),
-        *("onnx/model.onnx", "training_args.bin", "1_Pooling/config.json"),
+        *("onnx/model.onnx", "training_args.bin", "2_Dense/extra.bin"),
+        *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
     )
     chosen = pick("hf:o/r", *files)
-    assert set(paths(chosen)) == {*files[:9], "1_Pooling/config.json"}
+    assert set(paths(chosen)) == {*files[:9], *files[-3:]}
     assert chosen.main == ""
     assert "ONNX" in chosen.notes[0]
 

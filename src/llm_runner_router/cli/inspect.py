@@ -182,6 +182,7 @@ def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
         ("name", info.name),
         ("architecture", info.architecture),
         ("for", PARTS[info.part][0] if info.part else info.task),
+        ("pooling", info.pooling),
         ("parameters", output.count(info.parameters) if info.parameters else ""),
         ("quantisation", info.quantisation),
         ("size", format_size(info.bytes)),

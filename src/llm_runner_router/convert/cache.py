@@ -35,7 +35,7 @@ from .base import Cancelled, Options
 from .identity import digest, stamp
 from .plan import FILES
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when a converter writes something else from the same source."""
 NOTE: Final = "about.json"
 PAUSE: Final = 0.1

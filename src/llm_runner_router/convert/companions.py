@@ -1,7 +1,7 @@
 """The small files that make a folder of weights a model, copied from one folder to another.
 
-Knows: their names. Does not know: what is in them. An allow-list, so that neither weights nor
-program code go along.
+Knows: their names. Does not know: what is in them. An allow-list, so that neither the model's
+weights nor program code go along; those of a layer behind an encoder do, which no converter reads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ NAMES: Final = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -30,6 +31,8 @@ NAMES: Final = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "*_Pooling/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
     "README.md",
     "LICENSE*",
 )

@@ -199,6 +199,10 @@ class Family(Struct, frozen=True):
     """Raises `Unsupported` for settings that the architecture of this name cannot express."""
     pooling: bool = False
     """It embeds texts: the pooling of sentence-transformers belongs to it."""
+    ranks: bool = False
+    """It scores a query with a document: it has a classifier of one class."""
+    dense: bool = False
+    """It has a place for two dense layers behind the pooling."""
     output: bool = False
     """llama.cpp wants `output.weight` also where it equals the embedding."""
 
@@ -246,6 +250,20 @@ def flat(context: Context, source: str, target: str) -> Iterator[Out]:
     """Without axes of length one."""
     shape = tuple(n for n in context.shape(source) if n != 1) or (1,)
     yield Out(target, shape, (Piece((source,), lambda a: a.reshape(shape)),))
+
+
+def behind_padding(context: Context, source: str, target: str) -> Iterator[Out]:
+    """Positions from the first one in use: RoBERTa counts on from the padding token's id."""
+    rows, width = context.shape(source)
+    start = first_position(context.config)
+    if rows <= start:
+        raise ModelFileError(f"`{source}` has {rows} rows, none behind the padding's")
+    yield Out(target, (rows - start, width), (Piece((source,), lambda a: a[start:]),))
+
+
+def first_position(config: Config) -> int:
+    """The row of the position of a text's first token, in RoBERTa and its kin."""
+    return config.count("pad_token_id", default=1) + 1
 
 
 def _interleaved(context: Context, source: str, target: str, heads: int) -> Iterator[Out]:

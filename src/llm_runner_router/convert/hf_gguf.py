@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_runner_router.errors import ModelFileError, Unsupported
+from llm_runner_router.errors import Unsupported
+from llm_runner_router.models import sentence
 from llm_runner_router.models.checkpoint import Checkpoint
+from llm_runner_router.models.sentence import Modules
 from llm_runner_router.plugins import load
 
 from .base import Options, Tick, converts
@@ -24,12 +26,11 @@ if TYPE_CHECKING:
 
 FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """`general.file_type`, as llama.cpp's `llama_ftype` numbers them."""
-FULL: Final = ("ffn_gate_inp", "token_types", "position_embd", "rope_f", "exp_probs_b")
+FULL: Final = ("ffn_gate_inp", "token_types", "position_embd", "rope_f", "exp_probs_b", "cls.")
 """Parts of names of tensors that stay F32 (as in llama.cpp's converter); so do vectors and
 norms."""
 CHUNK: Final = 32 * 1024 * 1024
 """Bytes of a tensor that are in memory at a time, where nothing has to be rearranged."""
-POOLINGS: Final = {"mean": 1, "cls": 2, "lasttoken": 3}
 
 
 @converts("safetensors", "gguf", grow=1.1, speed=120e6)
@@ -55,12 +56,15 @@ def from_pytorch(source: Path, target: Path, options: Options, tick: Tick) -> No
 
 
 def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick) -> None:
-    from . import family, hf_tensors
+    from . import behind, family, hf_tensors
     from .gguf_write import GGUFWriter
 
     folder = source if source.is_dir() else source.parent
-    with _opened(kind, source) as checkpoint:
+    modules = sentence.read(folder)
+    with _opened(kind, source, modules) as checkpoint:
         plan = hf_tensors.plan(checkpoint.config, checkpoint.weights)
+        pooling = behind.pooling_of(plan.family, modules)
+        _check_types(plan, checkpoint)
         wanted = options.type.upper()
         if wanted not in FILE_TYPES:
             raise Unsupported(
@@ -70,19 +74,23 @@ def _convert(kind: str, source: Path, target: Path, options: Options, tick: Tick
             )
         with GGUFWriter(target, plan.family.name) as writer:
             with family.sensible("config.json"):  # what GGUF cannot hold is told here too
-                for key, value, field in _fields(plan, checkpoint, folder, wanted):
+                for key, value, field in _fields(plan, checkpoint, folder, wanted, pooling):
                     writer.field(key, value, field)
             _write(writer, plan, checkpoint, wanted, tick)
             writer.finish()
 
 
-def _opened(kind: str, source: Path) -> Checkpoint:
-    """The checkpoint; one in 8-bit floats with scales reads as plain numbers."""
-    from . import fp8
+def _opened(kind: str, source: Path, modules: Modules) -> Checkpoint:
+    """The checkpoint with what follows it; one in 8-bit floats with scales reads as plain."""
+    from . import behind, family, fp8, hf_tensors
 
     checkpoint: Checkpoint = load("models.formats", kind).open_checkpoint(source)
     try:
-        return fp8.Plain(checkpoint) if fp8.is_scaled(checkpoint.config) else checkpoint
+        if fp8.is_scaled(checkpoint.config):
+            checkpoint = fp8.Plain(checkpoint)
+        if modules.dense and hf_tensors.family_of(family.Config(checkpoint.config)).dense:
+            checkpoint = behind.WithDense(checkpoint, modules.dense)
+        return checkpoint
     except BaseException:
         checkpoint.close()
         raise
@@ -92,7 +100,7 @@ def _opened(kind: str, source: Path) -> Checkpoint:
 
 
 def _fields(
-    plan: Plan, checkpoint: Checkpoint, folder: Path, wanted: str
+    plan: Plan, checkpoint: Checkpoint, folder: Path, wanted: str, pooling: int
 ) -> Iterator[tuple[str, Any, Any]]:
     from . import hf_tensors, templates, vocabulary
 
@@ -105,7 +113,7 @@ def _fields(
     yield "general.quantization_version", 2, "U32"
     settings = hf_tensors.fields(plan)
     settings["vocab_size"] = plan.rows
-    if family.pooling and (pooling := _pooling(folder, family.name)):
+    if pooling:
         settings["pooling_type"] = pooling
     for key, value in settings.items():
         if value is not None:
@@ -114,34 +122,30 @@ def _fields(
     types = plan.config.get("type_vocab_size")
     if types is not None and any(out.name == "token_types.weight" for out in plan.outs):
         yield "tokenizer.ggml.token_type_count", types, "U32"
-    yield from vocabulary.read(folder, plan.rows, plan.config.raw).fields()
+    read = vocabulary.read(folder, plan.rows, plan.config.raw, pairs=family.ranks)
+    yield from read.fields()
     yield from templates.fields(templates.read(folder))
 
 
-def _pooling(folder: Path, architecture: str) -> int:
-    """How sentence-transformers makes one vector of many, as llama.cpp numbers it; 0 if unsaid."""
-    from .vocabulary import read_json
+def _check_types(plan: Plan, checkpoint: Checkpoint) -> None:
+    """A pair's two texts must look alike to a ranking model: llama.cpp gives all tokens type 0.
 
-    path = folder / "modules.json"
-    if not path.is_file():
-        return POOLINGS["mean"] if "bert" in architecture else 0
-    try:
-        import msgspec
+    Raises:
+        Unsupported: the model was trained with a type of its own for the second text.
+    """
+    from . import arrays
 
-        modules = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]])
-    except (msgspec.DecodeError, OSError) as exc:
-        raise ModelFileError(f"`{path}` cannot be read: {exc}") from exc
-    for module in modules:
-        if str(module.get("type", "")).endswith("Pooling"):
-            place = (folder / str(module.get("path", ""))).resolve()
-            if not place.is_relative_to(folder.resolve()):
-                raise ModelFileError(f"`{path}` names a place outside its folder: `{place}`")
-            said = read_json(place / "config.json")
-            for name, number in POOLINGS.items():
-                key = {"mean": "mean_tokens", "cls": "cls_token"}.get(name, name)
-                if said.get(f"pooling_mode_{key}") or said.get("pooling_mode") == name:
-                    return number
-    return POOLINGS["mean"]
+    out = next((out for out in plan.outs if out.name == "token_types.weight"), None)
+    if not plan.family.ranks or out is None or out.shape[0] < 2:
+        return
+    weight = checkpoint.weights[out.pieces[0].sources[0]]
+    rows = arrays.decode(checkpoint.read(weight.name), weight.dtype, weight.shape)
+    if (rows[0] != rows[1]).any():
+        raise Unsupported(
+            f"`{weight.name}` gives the tokens of a document another type than those of a query,"
+            " which llama.cpp does not: its scores would be others",
+            hint="run the folder as it is, with the engine `transformers` or `onnx`",
+        )
 
 
 # ---------------------------------------------------------------- weights

@@ -25,7 +25,7 @@ _PREFIXES: Final = (
     (re.compile(r"^(model\.)?language_model\.lm_head"), "lm_head"),
     (re.compile(r"^(?=(layers|embed_tokens|norm|final_layernorm)\.)"), "model."),
     (re.compile(r"^(?=(h|wte|wpe|ln_f|word_embeddings)\.)"), "transformer."),
-    (re.compile(r"^bert\."), ""),
+    (re.compile(r"^(bert|roberta)\."), ""),
 )
 _SENSES: Final = re.compile(
     r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower"

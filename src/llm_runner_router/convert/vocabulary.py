@@ -13,7 +13,7 @@ because a vocabulary in GGUF has a token for each.
 from __future__ import annotations
 
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +24,8 @@ from msgspec import Struct
 
 from llm_runner_router.errors import ModelFileError, Unsupported
 
-from . import pretokenizers, sentencepiece
+from . import around, pretokenizers, sentencepiece
+from .around import steps
 
 MAX_JSON: Final = 512 * 1024 * 1024
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -87,15 +88,17 @@ class _Files(Struct, frozen=True):
     generation: dict[str, Any]
 
 
-def read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
+def read(folder: Path, rows: int, config: Mapping[str, Any], *, pairs: bool = False) -> Vocabulary:
     """The vocabulary in `folder` for an embedding of `rows` rows.
+
+    With `pairs`, it also says how a query and a document are put together to be scored.
 
     Raises:
         ModelFileError: no tokenizer, or one that does not fit the weights; names the file.
         Unsupported: llama.cpp has nothing like it.
     """
     try:
-        return _read(folder, rows, config)
+        return _read(folder, rows, config, pairs=pairs)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise ModelFileError(
             f"the tokenizer in `{folder}` says something that cannot be:"
@@ -104,7 +107,7 @@ def read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
         ) from exc
 
 
-def _read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
+def _read(folder: Path, rows: int, config: Mapping[str, Any], *, pairs: bool) -> Vocabulary:
     settings = read_json(folder / "special_tokens_map.json")
     settings |= read_json(folder / "tokenizer_config.json")
     files = _Files(
@@ -114,7 +117,9 @@ def _read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
         config,
         read_json(folder / "generation_config.json"),
     )
-    model = folder / "tokenizer.model"
+    model, fairseq = folder / "tokenizer.model", folder / "sentencepiece.bpe.model"
+    if not files.tokenizer and not model.is_file() and fairseq.is_file():
+        files = msgspec.structs.replace(files, tokenizer=_fairseq(fairseq, config))
     if model.is_file():
         found = _from_sentencepiece(sentencepiece.read(model), files, rows)
     elif files.tokenizer:
@@ -126,7 +131,7 @@ def _read(folder: Path, rows: int, config: Mapping[str, Any]) -> Vocabulary:
             + (", only Mistral's `tekken.json`" if tekken else ""),
             hint="save the tokenizer with transformers (`save_pretrained`) into the folder",
         )
-    return _finished(found, files)
+    return _finished(found, files, pairs=pairs)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -238,7 +243,9 @@ def _unigram(files: _Files, model: dict[str, Any], rows: int) -> Vocabulary:
         scores=scores[: len(tokens)],
         flags={
             "add_space_prefix": _metaspace_prefix(files),
-            "remove_extra_whitespaces": _has(normalizer, "Strip") or _squeezes(normalizer),
+            "remove_extra_whitespaces": _has(normalizer, "Strip")
+            or _squeezes(normalizer)
+            or _has(files.tokenizer.get("pre_tokenizer"), "WhitespaceSplit"),
         },
         charsmap=_charsmap(files, normalizer),
     )
@@ -256,7 +263,7 @@ def _wordpiece(files: _Files, model: dict[str, Any], rows: int) -> Vocabulary:
         else _SPACE + token
         for token, kind in zip(tokens, types, strict=True)
     ]
-    normalizer = next(_steps(files.tokenizer.get("normalizer"), "BertNormalizer"), {})
+    normalizer = next(steps(files.tokenizer.get("normalizer"), "BertNormalizer"), {})
     lower = bool(normalizer.get("lowercase", False))
     accents = normalizer.get("strip_accents")
     return Vocabulary(
@@ -291,6 +298,44 @@ def _from_sentencepiece(
         flags["remove_extra_whitespaces"] = model.squeeze
         return Vocabulary("t5", tokens, types, scores=scores, flags=flags, charsmap=model.charsmap)
     raise Unsupported(f"`tokenizer.model` is of the kind {model.kind}, neither BPE nor Unigram")
+
+
+def _fairseq(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`tokenizer.json` of an XLM-R that comes with SentencePiece's file alone.
+
+    fairseq put its own four special tokens first and a mask last; the file has three of them, in
+    another order (`XLMRobertaTokenizer` of transformers).
+
+    Raises:
+        Unsupported: another model that moves its tokens in another way, or no Unigram.
+    """
+    model = sentencepiece.read(path)
+    if model.kind != sentencepiece.UNIGRAM or config.get("model_type") not in (None, "xlm-roberta"):
+        raise Unsupported(
+            f"`{path.name}` is read for XLM-RoBERTa only, and for its Unigram vocabulary",
+            hint="save the tokenizer with transformers, so that there is a `tokenizer.json`",
+        )
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [[word, 0.0] for word in special]
+    vocab += [[piece.text, piece.score] for piece in model.pieces[3:]]
+    vocab.append(["<mask>", 0.0])
+    named = [*enumerate(special), (len(vocab) - 1, "<mask>")]
+    return {
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocab},
+        "added_tokens": [{"id": i, "content": word, "special": True} for i, word in named],
+        "normalizer": {
+            "type": "Precompiled",
+            "precompiled_charsmap": b64encode(model.charsmap).decode(),
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {"type": "Metaspace", "prepend_scheme": "always"},
+            ],
+        },
+        "post_processor": {"type": "RobertaProcessing", "cls": ["<s>", 0], "sep": ["</s>", 2]},
+    }
 
 
 # ---------------------------------------------------------------- tokens
@@ -382,13 +427,18 @@ def _distinct(tokens: list[str]) -> list[str]:
 # ---------------------------------------------------------------- special tokens
 
 
-def _finished(found: Vocabulary, files: _Files) -> Vocabulary:
+def _finished(found: Vocabulary, files: _Files, *, pairs: bool) -> Vocabulary:
     ids = {token: i for i, token in enumerate(found.tokens)}
     special = _special(files, ids, len(found.tokens))
     if found.model == "bert":
         # The engine begins a text with its BOS token, which BERT calls CLS.
         special.setdefault("bos", special.get("cls", 0))
-    flags = {**found.flags, **_around(files, found, special)}
+    laid = around.layouts(files.tokenizer.get("post_processor"), ids)
+    flags = {**found.flags, **_around(files, found, special, laid)}
+    if pairs:
+        named, switched = around.paired(laid[1] if laid is not None else [])
+        special |= named
+        flags |= switched
     return msgspec.structs.replace(found, special=special, flags=flags)
 
 
@@ -416,50 +466,36 @@ def _first(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _around(files: _Files, found: Vocabulary, special: Mapping[str, int]) -> dict[str, bool]:
-    """Whether a text begins with BOS and ends with EOS."""
-    template = next(_steps(files.tokenizer.get("post_processor"), "TemplateProcessing"), None)
-    if template is not None:
-        names = [_template_part(part) for part in template.get("single") or ()]
-        text = names.index("") if "" in names else len(names)
-        begin, end = bool(names[:text]), bool(names[text + 1 :])
-    elif next(_steps(files.tokenizer.get("post_processor"), "BertProcessing"), None) is not None:
-        begin = end = True
+def _around(
+    files: _Files,
+    found: Vocabulary,
+    special: dict[str, int],
+    laid: tuple[around.Layout, around.Layout] | None,
+) -> dict[str, bool]:
+    """Whether a text begins with BOS and ends with EOS, which are named where nothing else did."""
+    if laid is not None:
+        front, back = around.ends(laid[0])
+        begin, end = bool(front), bool(back)
+        for role, ids in (("bos", front[:1]), ("eos", back[-1:])):
+            if ids and ids[0] >= 0 and found.model != "bert":
+                special.setdefault(role, ids[0])
     else:
-        spm = found.model == "llama"
-        begin = bool(files.settings.get("add_bos_token", spm))
+        begin = bool(files.settings.get("add_bos_token", found.model == "llama"))
         end = bool(files.settings.get("add_eos_token", False))
     if found.model == "bert":
         return {"add_bos_token": begin, "add_sep_token": end}
     return {"add_bos_token": begin and "bos" in special, "add_eos_token": end and "eos" in special}
 
 
-def _template_part(part: Any) -> str:
-    """The name of a special token in a template; empty for the text."""
-    token = part.get("SpecialToken") if isinstance(part, dict) else None
-    return str(token.get("id", "?")) if isinstance(token, dict) else ""
-
-
 # ---------------------------------------------------------------- steps of tokenizer.json
 
 
-def _steps(step: Any, kind: str) -> Iterator[dict[str, Any]]:
-    """Every step of that type, also inside sequences."""
-    if not isinstance(step, dict):
-        return
-    if step.get("type") == kind:
-        yield step
-    for key in ("normalizers", "pretokenizers", "processors", "decoders"):
-        for inner in step.get(key) or ():
-            yield from _steps(inner, kind)
-
-
 def _has(step: Any, kind: str) -> bool:
-    return next(_steps(step, kind), None) is not None
+    return next(steps(step, kind), None) is not None
 
 
 def _metaspace_prefix(files: _Files) -> bool:
-    step = next(_steps(files.tokenizer.get("pre_tokenizer"), "Metaspace"), None)
+    step = next(steps(files.tokenizer.get("pre_tokenizer"), "Metaspace"), None)
     if step is None:
         return False
     scheme = step.get("prepend_scheme")
@@ -468,11 +504,11 @@ def _metaspace_prefix(files: _Files) -> bool:
 
 def _squeezes(normalizer: Any) -> bool:
     """Whether runs of spaces become one."""
-    return any("{2,}" in str(step.get("pattern")) for step in _steps(normalizer, "Replace"))
+    return any("{2,}" in str(step.get("pattern")) for step in steps(normalizer, "Replace"))
 
 
 def _charsmap(files: _Files, normalizer: Any) -> bytes:
-    step = next(_steps(normalizer, "Precompiled"), {})
+    step = next(steps(normalizer, "Precompiled"), {})
     try:
         return b64decode(step.get("precompiled_charsmap") or "", validate=True)
     except (BadBase64, TypeError, ValueError) as exc:

@@ -63,6 +63,9 @@ FEATURES: frozenset[Feature] = frozenset(
         "batch",
     )
 )
+POOLINGS = {"mean": "MEAN", "cls": "CLS", "last": "LAST"}
+"""The engine's names for ways to make one vector of many. A model that says none, as most that
+write do, gives the mean."""
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """White space as Python's `json.dumps` writes it, which is what most training data has."""
 CALL_TAG = "<tool_call>"
@@ -178,7 +181,7 @@ def parameters(
         kind = {"enum": ["ggml_type", f"GGML_TYPE_{placement.kv_type.upper()}"]}
         wanted |= {"cache_type_k": kind, "cache_type_v": kind}
     if purpose != "chat":
-        pooling = "RANK" if purpose == "rerank" else "MEAN"
+        pooling = "RANK" if purpose == "rerank" else POOLINGS.get(model.info.pooling, "MEAN")
         wanted |= {
             "embedding": True,
             "pooling_type": {"enum": ["llama_pooling_type", f"LLAMA_POOLING_TYPE_{pooling}"]},

@@ -61,6 +61,9 @@ class ModelInfo(Struct, frozen=True):
     chat_template: str | None = None
     task: Literal["generate", "embed", "rerank"] = "generate"
     """What the model is for."""
+    pooling: str = ""
+    """How the vectors of tokens become one: `mean`, `cls`, `last` or another of `sentence.py`;
+    `rank` for a score. Empty where the file does not say."""
     tokenizer: str = ""
     """Kind of tokenizer: `bpe`, `spm`, `unigram`, `wordpiece`, `tiktoken`; with its pre-tokenizer's
     name after a colon where the file says it."""

@@ -74,7 +74,8 @@ _COMPANION = re.compile(
     r"|.*\.sig|claims\.jsonl|.*\.tiktoken|chat_template\.jinja|.*\.jinja|LICENSE.*|LICENCE.*|NOTICE.*",
     re.IGNORECASE,
 )
-_POOLING = re.compile(r"\d+_\w+/config\.json")
+_MODULE = re.compile(r"\d+_\w+/config\.json|\d+_Dense/(model\.safetensors|pytorch_model\.bin)")
+"""Files of sentence-transformers' modules: how vectors are pooled, and layers behind that."""
 MAX_PARTS = 999
 
 
@@ -270,7 +271,7 @@ def _companions(files: Sequence[Listed], home: str) -> list[Listed]:
         if not file.path.startswith(inside):
             continue
         rest = file.path.removeprefix(inside)
-        if _COMPANION.fullmatch(rest) or _POOLING.fullmatch(rest):
+        if _COMPANION.fullmatch(rest) or _MODULE.fullmatch(rest):
             found.append(file)
     return found
 

@@ -1,26 +1,54 @@
-"""Encoders that embed texts: BERT with MiniLM and BGE, and Nomic's.
+"""Encoders that embed texts or score pairs: BERT with MiniLM and BGE, RoBERTa and XLM-R, Nomic's.
 
-Knows: their rows and fields. Heads for training (masked words, next sentence) are left out.
+Knows: their rows and fields. Heads for training (masked words, next sentence) are left out. A
+classifier of one class becomes `cls` (with the tangent behind it) and `cls.output`, which
+llama.cpp computes where the pooling is `rank`.
 """
 
 from __future__ import annotations
 
-from llm_runner_router.convert.family import Config, Family, Fields, Row, refuse, standard
+from collections.abc import Iterator
+
+from llm_runner_router.convert.family import (
+    Config,
+    Context,
+    Family,
+    Fields,
+    Out,
+    Row,
+    behind_padding,
+    first_position,
+    refuse,
+    same,
+    standard,
+)
+from llm_runner_router.errors import ModelFileError, Unsupported
+
+
+def one_class(context: Context, source: str, target: str) -> Iterator[Out]:
+    """The last layer of a classifier, if it gives one number."""
+    classes = context.shape(source)[0]
+    if classes != 1:
+        raise Unsupported(
+            f"`{source}` sorts texts into {classes} classes; what scores a document has one",
+            hint="run the folder with transformers behind a server, and name that as a provider",
+        )
+    yield from same(context, source, target)
+
 
 EMBEDDINGS: tuple[Row, ...] = (
     ("embeddings.word_embeddings", "token_embd"),
     ("embeddings.token_type_embeddings", "token_types"),
     ("embeddings.position_ids", ""),
-    ("pooler.dense", ""),
     ("cls.predictions.bias", ""),
     ("cls.predictions.decoder", ""),
     ("cls.predictions.transform.dense", ""),
     ("cls.predictions.transform.LayerNorm", ""),
     ("cls.seq_relationship", ""),
 )
-BERT: tuple[Row, ...] = (
-    *EMBEDDINGS,
-    ("embeddings.position_embeddings", "position_embd"),
+POOLER: Row = ("pooler.dense", "")
+"""What only the prediction of the next sentence uses."""
+LAYERS: tuple[Row, ...] = (
     ("embeddings.LayerNorm", "token_embd_norm"),
     ("encoder.layer.*.attention.self.query", "blk.*.attn_q"),
     ("encoder.layer.*.attention.self.key", "blk.*.attn_k"),
@@ -31,8 +59,34 @@ BERT: tuple[Row, ...] = (
     ("encoder.layer.*.output.dense", "blk.*.ffn_down"),
     ("encoder.layer.*.output.LayerNorm", "blk.*.layer_output_norm"),
 )
+BERT: tuple[Row, ...] = (
+    *EMBEDDINGS,
+    ("embeddings.position_embeddings", "position_embd"),
+    *LAYERS,
+)
+BERT_RANKS: tuple[Row, ...] = (
+    *BERT,
+    ("pooler.dense", "cls"),
+    ("classifier", "cls.output", one_class),
+)
+ROBERTA: tuple[Row, ...] = (
+    *EMBEDDINGS,
+    ("embeddings.position_embeddings", "position_embd", behind_padding),
+    *LAYERS,
+    POOLER,
+    ("lm_head", ""),
+    ("lm_head.dense", ""),
+    ("lm_head.layer_norm", ""),
+    ("lm_head.decoder", ""),
+)
+ROBERTA_RANKS: tuple[Row, ...] = (
+    *ROBERTA,
+    ("classifier.dense", "cls"),
+    ("classifier.out_proj", "cls.output", one_class),
+)
 NOMIC: tuple[Row, ...] = (
     *EMBEDDINGS,
+    POOLER,
     ("emb_ln", "token_embd_norm"),
     ("encoder.layers.*.attn.Wqkv", "blk.*.attn_qkv"),
     ("encoder.layers.*.attn.out_proj", "blk.*.attn_output"),
@@ -52,6 +106,13 @@ def _fields(config: Config) -> Fields:
             "layer_norm_eps", "layer_norm_epsilon", default=1e-12
         ),
     }
+
+
+def _roberta(config: Config) -> Fields:
+    positions = config.count("max_position_embeddings", default=514) - first_position(config)
+    if positions < 1:
+        raise ModelFileError("`max_position_embeddings` in `config.json` leaves no position")
+    return {**_fields(config), "context_length": positions}
 
 
 def _nomic(config: Config) -> Fields:
@@ -87,10 +148,45 @@ FAMILIES = (
     Family(
         name="bert",
         classes=("BertModel", "BertForMaskedLM"),
-        rows=BERT,
+        rows=(*BERT, POOLER),
         fields=_fields,
         check=_check_bert,
         pooling=True,
+    ),
+    Family(
+        name="bert",
+        classes=("BertForSequenceClassification",),
+        rows=BERT_RANKS,
+        fields=_fields,
+        check=_check_bert,
+        ranks=True,
+    ),
+    Family(
+        name="bert",
+        classes=(
+            "RobertaModel",
+            "RobertaForMaskedLM",
+            "XLMRobertaModel",
+            "XLMRobertaForMaskedLM",
+            "CamembertModel",
+            "CamembertForMaskedLM",
+        ),
+        rows=ROBERTA,
+        fields=_roberta,
+        check=_check_bert,
+        pooling=True,
+    ),
+    Family(
+        name="bert",
+        classes=(
+            "RobertaForSequenceClassification",
+            "XLMRobertaForSequenceClassification",
+            "CamembertForSequenceClassification",
+        ),
+        rows=ROBERTA_RANKS,
+        fields=_roberta,
+        check=_check_bert,
+        ranks=True,
     ),
     Family(
         name="nomic-bert",

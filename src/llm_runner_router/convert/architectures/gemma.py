@@ -1,4 +1,4 @@
-"""Gemma 1 to 3 (text).
+"""Gemma 1 to 3 (text), and EmbeddingGemma.
 
 Knows: their rows and fields; that a norm multiplies by 1 + weight, that the output is always the
 embedding, and that llama.cpp fixes how scores are scaled.
@@ -41,6 +41,11 @@ GEMMA3: tuple[Row, ...] = (
     ("model.layers.*.self_attn.q_norm", "blk.*.attn_q_norm", plus_one),
     ("model.layers.*.self_attn.k_norm", "blk.*.attn_k_norm", plus_one),
 )
+EMBEDDING: tuple[Row, ...] = (
+    *GEMMA3,
+    ("dense.2", "dense_2"),
+    ("dense.3", "dense_3"),
+)
 HEAD = 256
 """Length of a head where the configuration leaves it out."""
 
@@ -81,6 +86,21 @@ def _gemma3(config: Config) -> Fields:
     return fields
 
 
+def _embedding(config: Config) -> Fields:
+    fields = _gemma3(config)
+    fields["attention.sliding_window"] = config.count("sliding_window")
+    for number, (inputs, outputs) in enumerate(config.get("dense_features", default=()), 2):
+        fields[f"dense_{number}_feat_in"] = inputs
+        fields[f"dense_{number}_feat_out"] = outputs
+    return fields
+
+
+def _check_embedding(config: Config) -> None:
+    _check_gemma3(config)
+    if not config.get("use_bidirectional_attention"):
+        raise refuse("use_bidirectional_attention", False, "gemma-embedding")
+
+
 def _check_gemma2(config: Config) -> None:
     _check_scale(config, "gemma2", layers_of_27b=46)
 
@@ -116,5 +136,14 @@ FAMILIES = (
         rows=GEMMA3,
         fields=_gemma3,
         check=_check_gemma3,
+    ),
+    Family(
+        name="gemma-embedding",
+        classes=("Gemma3TextModel",),
+        rows=EMBEDDING,
+        fields=_embedding,
+        check=_check_embedding,
+        pooling=True,
+        dense=True,
     ),
 )

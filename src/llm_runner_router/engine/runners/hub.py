@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
+from llm_runner_router.errors import ModelFileError
+from llm_runner_router.models import sentence
+
 from .refusal import Refusal
+
+POOLINGS = ("mean", "cls", "last", "max")
 
 
 def folder_of(path: str) -> Path:
@@ -83,21 +89,52 @@ def variables(folder: Path) -> dict[str, Any]:
     }
 
 
-def pooling(folder: Path) -> str:
-    """How token vectors become one: sentence-transformers' `1_Pooling`, else the mean.
+class Behind(Struct, frozen=True):
+    """What follows an encoder until there is a vector."""
 
-    Returns:
-        `mean`, `cls`, `last` or `max`.
+    pooling: str = sentence.MEAN
+    """`mean`, `cls`, `last` or `max`."""
+    dense: tuple[tuple[NDArray[np.float32], NDArray[np.float32] | None, str], ...] = ()
+    """Of each linear layer the weights (outputs, inputs), the bias, and the activation."""
+
+    def vectors(self, found: NDArray[Any]) -> NDArray[np.float32]:
+        """Vectors of length one, shape (texts, width), of pooled ones."""
+        for weight, bias, activation in self.dense:
+            found = found @ weight.T
+            found = found if bias is None else found + bias
+            found = np.tanh(found) if activation == "tanh" else found
+        lengths = np.linalg.norm(found, axis=-1, keepdims=True)
+        return np.asarray(found / np.maximum(lengths, 1e-12), np.float32)
+
+
+def behind(folder: Path) -> Behind:
+    """What sentence-transformers says of a folder; without its files the mean of the tokens.
+
+    Raises:
+        Refusal: something that is not computed here; names it.
     """
-    found = read_json(folder / "1_Pooling" / "config.json")
-    for name, kind in (
-        ("pooling_mode_cls_token", "cls"),
-        ("pooling_mode_lasttoken", "last"),
-        ("pooling_mode_max_tokens", "max"),
-    ):
-        if found.get(name):
-            return kind
-    return "mean"
+    try:
+        said = sentence.read(folder)
+        how = said.pooling or sentence.MEAN
+        if how not in POOLINGS or said.others:
+            wanted = said.others[0] if said.others else how
+            raise Refusal(f"the model's vectors need `{wanted}`, which is not computed here")
+        return Behind(how, tuple(_dense(one) for one in said.dense))
+    except ModelFileError as exc:
+        raise Refusal(exc.message) from exc
+
+
+def _dense(layer: sentence.Dense) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, str]:
+    from llm_runner_router.convert.arrays import decode
+
+    if layer.activation not in ("identity", "tanh"):
+        raise Refusal(f"a dense layer has the activation `{layer.activation}`, not computed here")
+    with sentence.opened(layer) as weights:
+        arrays = {
+            name: decode(weights.read(name), weight.dtype, weight.shape).copy()
+            for name, weight in weights.weights.items()
+        }
+    return arrays["linear.weight"], arrays.get("linear.bias"), layer.activation
 
 
 def pooled(hidden: NDArray[Any], mask: NDArray[Any], how: str) -> NDArray[Any]:

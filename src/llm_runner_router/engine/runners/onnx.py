@@ -113,7 +113,7 @@ class OnnxModel:
         )
         self.template = hub.template(folder)
         self.variables = hub.variables(folder)
-        self._pooling = hub.pooling(folder)
+        self._behind = hub.behind(folder)
         # XLM-RoBERTa has one kind of text only, whatever its tokenizer says of pairs.
         self._kinds = int(config.get("type_vocab_size") or 2)
 
@@ -156,9 +156,9 @@ class OnnxModel:
         tokens, mask = padded(texts)
         found = self._run(output, tokens, mask, np.zeros_like(tokens))
         if output != "sentence_embedding":
-            found = hub.pooled(found, mask, self._pooling)
-        lengths = np.linalg.norm(found, axis=-1, keepdims=True)
-        return np.asarray(found / np.maximum(lengths, 1e-12), np.float32)
+            found = hub.pooled(found, mask, self._behind.pooling)
+            return self._behind.vectors(found)
+        return hub.Behind().vectors(found)  # the graph did the rest
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `session.Loaded`: the logit of the classifier's first class.

@@ -67,7 +67,7 @@ class TorchModel:
         )
         self.template = hub.template(folder)
         self.variables = hub.variables(folder)
-        self._pooling = hub.pooling(folder)
+        self._behind = hub.behind(folder)
 
     def session(self) -> Session:
         """A new, empty sequence.
@@ -87,9 +87,8 @@ class TorchModel:
         tokens, mask = _padded(texts, self._device)
         with torch.inference_mode():
             found = self._model.base_model(input_ids=tokens, attention_mask=mask)
-            vectors = pooled(found.last_hidden_state, mask, self._pooling).float()
-            vectors = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return np.asarray(vectors.cpu().numpy(), np.float32)
+            vectors = pooled(found.last_hidden_state, mask, self._behind.pooling).float()
+        return self._behind.vectors(vectors.cpu().numpy())
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `session.Loaded`: the logit of a sequence classifier's first class.

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from llm_runner_router.models import sentence
 from llm_runner_router.models.info import ModelInfo
 
 from ._files import Bad, read_bytes, read_object
@@ -77,6 +78,10 @@ def facts(folder: Path, names: Collection[str] = ()) -> tuple[dict[str, Any], di
     fields["tokenizer"] = _tokenizer(folder, said)
     if (folder / "modules.json").is_file() and fields["task"] == "generate":
         fields["task"] = "embed"  # sentence-transformers writes it, whatever the architecture
+    if fields["task"] == "embed":
+        behind = sentence.look(folder)
+        fields["pooling"] = behind.pooling
+        fields["notes"] += sentence.notes(behind)
     return config, fields
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
@@ -144,6 +144,7 @@ def _info(parts: list[_Part]) -> ModelInfo:
         vocabulary=_vocabulary(fields) or number("vocab_size"),
         chat_template=_text(fields, "tokenizer.chat_template") or None,
         task=task,
+        pooling=_pooling(fields, architecture),
         tokenizer=_tokenizer(fields),
         experts=number("expert_count"),
         experts_used=number("expert_used_count"),
@@ -191,6 +192,8 @@ def _part(fields: dict[str, Value | Skipped], architecture: str) -> str:
 
 
 _TOKENIZERS = {"gpt2": "bpe", "llama": "spm", "bert": "wordpiece", "t5": "unigram"}
+POOLINGS: Final = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
+"""`pooling_type`, as llama.cpp numbers it."""
 _ENCODERS = ("bert", "embedding", "t5encoder")
 
 
@@ -205,12 +208,17 @@ def _tokenizer(fields: dict[str, Value | Skipped]) -> str:
 def _task(
     fields: dict[str, Value | Skipped], architecture: str
 ) -> Literal["generate", "embed", "rerank"]:
-    """By how it pools: llama.cpp's numbers are 0 none, 1 mean, 2 cls, 3 last, 4 rank."""
-    pooling = fields.get(f"{architecture}.pooling_type")
-    if pooling == 4:
+    pooling = _pooling(fields, architecture)
+    if pooling == "rank":
         return "rerank"
     encoder = any(word in architecture for word in _ENCODERS)
-    return "embed" if encoder or pooling in (1, 2, 3) else "generate"
+    return "embed" if encoder or pooling else "generate"
+
+
+def _pooling(fields: dict[str, Value | Skipped], architecture: str) -> str:
+    """By llama.cpp's number; empty where there is none, which is 0."""
+    said = fields.get(f"{architecture}.pooling_type")
+    return POOLINGS.get(said, "") if isinstance(said, int) else ""
 
 
 def _tied(tensors: list[Tensor]) -> bool:
