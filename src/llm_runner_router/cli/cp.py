@@ -12,7 +12,7 @@ from llm_runner_router.errors import BadRequest
 from . import output
 from .group import Verb
 from .pull import new_name
-from .stored import kept, opened
+from .stored import changing, kept, opened
 
 
 @click.command("cp", cls=Verb)
@@ -28,7 +28,7 @@ def command(model: str, name: str) -> int:
     new_name(name)
     if name in store.names():
         raise BadRequest(f"the store has {name!r} already", hint=f"`llmrr rm {name}` first")
-    with store.pulling():
+    with changing(store), store.pulling():
         stored = msgspec.structs.replace(kept(model, store), name=name, pulled=0.0, former=())
         if stored.source == "path" and stored.files and model_is_path(model):
             files = tuple(

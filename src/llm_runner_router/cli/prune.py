@@ -11,7 +11,7 @@ from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
-from .stored import opened, plural
+from .stored import changing, opened, plural
 
 
 @click.command("prune", cls=Verb)
@@ -27,8 +27,10 @@ def command(as_json: bool) -> int:
     from llm_runner_router.models.discard import prune
     from llm_runner_router.models.hubcache import HubCache, folder
 
-    pruned = prune(opened(), HubCache(folder(os.environ)))
-    made = cache.prune(find(os.environ))
+    store = opened()
+    with changing(store):
+        pruned = prune(store, HubCache(folder(os.environ)))
+        made = cache.prune(find(os.environ))
     freed = pruned.bytes + made.bytes
     if as_json:
         told = {"files": pruned.files, "conversions": made.conversions, "bytes": freed}

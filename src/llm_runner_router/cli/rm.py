@@ -17,7 +17,7 @@ from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
-from .stored import locate_other, opened, opened_at, plural, stored_name
+from .stored import changing, locate_other, opened, opened_at, plural, stored_name
 
 if TYPE_CHECKING:
     from llm_runner_router.convert.cache import Freed
@@ -40,7 +40,8 @@ def command(models: tuple[str, ...]) -> int:
         try:
             name = stored_name(model, store)
             path = opened_at(name, store)
-            gone = remove(name, store, cache)
+            with changing(store):
+                gone = remove(name, store, cache)
         except UnknownModel as exc:
             failed = 1
             built_in = model.startswith("zoo:")

@@ -7,12 +7,14 @@ what is found.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llm_runner_router import refs
 from llm_runner_router.errors import RunnerError, UnknownModel
 from llm_runner_router.home import find
-from llm_runner_router.models.blobs import Store, name_of
+from llm_runner_router.models.blobs import Store, name_of, unwritable
 from llm_runner_router.models.found import Found, locate
 from llm_runner_router.models.manifest import Stored, StoredFile, hash_file
 
@@ -20,6 +22,19 @@ from llm_runner_router.models.manifest import Stored, StoredFile, hash_file
 def opened() -> Store:
     """The store of the data folder."""
     return Store(find(os.environ).models)
+
+
+@contextmanager
+def changing(store: Store) -> Iterator[None]:
+    """A disk that refuses is told as the store's own error.
+
+    Raises:
+        Unavailable: says where, and what helps.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise unwritable(exc, store.path) from exc
 
 
 def opened_at(name: str, store: Store) -> Path | None:

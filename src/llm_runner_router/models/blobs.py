@@ -487,6 +487,26 @@ def _clone(source: Path, target: Path) -> bool:
         return False
 
 
+def unwritable(exc: OSError, folder: Path, name: str = "") -> Unavailable:
+    """The error for a folder of models that cannot be written, with what helps.
+
+    Args:
+        folder: where it was, in case `exc` does not say.
+        name: the file of a model that was to be written.
+    """
+    where = f"{name!r} to `{folder}`" if name else f"`{exc.filename or folder}`"
+    if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        help = (
+            "choose folders that you can write to: `LLMRR_HOME` for the store, `HF_HOME` for"
+            " Hugging Face's cache"
+        )
+    elif exc.errno == errno.EFBIG:
+        help = "no file may be so large here: see `ulimit -f`, or take another file system"
+    else:
+        help = "what came is kept; make room (`llmrr prune`) and run it again"
+    return Unavailable(f"cannot write {where}: {exc.strerror or exc}", hint=help)
+
+
 def _check_sound(stored: Stored) -> None:
     """Nothing, if every path, hash and the main file could have been written here.
 

@@ -30,6 +30,7 @@ from llm_runner_router.errors import (
 )
 from llm_runner_router.units import format_size
 
+from .blobs import unwritable
 from .manifest import Digest, RemoteFile
 from .offsets import read_at
 from .partial import MIB, Partial
@@ -155,10 +156,7 @@ class Downloader:
         try:
             return await self._fetch(source, file, folder, key)
         except OSError as exc:
-            raise Unavailable(
-                f"cannot write {file.path!r} to `{folder}`: {exc.strerror or exc}",
-                hint="what came is kept; make room (`llmrr prune`) and run it again",
-            ) from exc
+            raise unwritable(exc, folder, file.path) from exc
 
     async def _fetch(self, source: Source, file: RemoteFile, folder: Path, key: str) -> Fetched:
         problem: RunnerError | None = None

@@ -25,7 +25,7 @@ from llm_runner_router.refs import Ref
 from llm_runner_router.units import format_size
 
 from . import found
-from .blobs import Store, name_of, share
+from .blobs import Store, name_of, share, unwritable
 from .discard import brought, remember
 from .download import SPARE, Downloader, Fetched, Silent, Watch
 from .hubcache import HubCache, folder
@@ -86,6 +86,21 @@ class Puller:
         """
         called = name or name_of(ref)
         self.store.check_name(called)
+        try:
+            return await self._pull(ref, called, name, source, accept, replace=replace)
+        except OSError as exc:
+            raise unwritable(exc, self.store.path) from exc
+
+    async def _pull(
+        self,
+        ref: Ref,
+        called: str,
+        name: str | None,
+        source: Source | None,
+        accept: Callable[[Stored, Store], None] | None,
+        *,
+        replace: bool,
+    ) -> Stored:
         async with AsyncExitStack() as stack:
             if source is None:
                 source = source_for(ref, self._environ)
