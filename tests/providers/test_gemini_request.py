@@ -14,7 +14,7 @@ from llm_runner_router.errors import BadRequest, RunnerError, Unsupported
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.providers.dialects.base import Quirks
 from llm_runner_router.providers.dialects.gemini_request import build_embed, build_request
-from llm_runner_router.providers.dialects.gemini_schema import from_google, overlooked, to_google
+from llm_runner_router.providers.dialects.gemini_schema import overlooked, to_google
 from llm_runner_router.types import (
     AudioPart,
     EmbedRequest,
@@ -386,26 +386,6 @@ def test_a_schema_that_leads_to_itself_ends() -> None:
     assert "itself" in receipt.marks["p"].how
     lost: dict[str, Any] = {"$ref": "#/$defs/none"}
     assert to_google(Raw(json.dumps(lost).encode()), "p", receipt) == {}
-
-
-def test_googles_schema_as_a_json_schema() -> None:
-    theirs = {
-        "type": "OBJECT",
-        "propertyOrdering": ["a", "type"],
-        "properties": {
-            "a": {"type": "STRING", "format": "enum", "enum": ["x"], "nullable": True},
-            "type": {"type": "ARRAY", "items": {"type": "NUMBER"}, "min_items": "2"},
-            "b": {"any_of": [{"type": "STRING"}], "nullable": True, "example": 1},
-        },
-    }
-    assert from_google(theirs) == {
-        "type": "object",
-        "properties": {
-            "a": {"type": ["string", "null"], "enum": ["x", None]},
-            "type": {"type": "array", "items": {"type": "number"}, "minItems": 2},
-            "b": {"anyOf": [{"type": "string"}, {"type": "null"}], "examples": [1]},
-        },
-    }
 
 
 @pytest.mark.parametrize(

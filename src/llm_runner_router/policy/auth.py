@@ -1,6 +1,6 @@
 """Who may ask: the key, where it is kept, and how a request shows it.
 
-Knows: the key file, `LLMRR_API_KEY`, and the three headers clients send a key in. Does not know:
+Knows: the key file, `LLMRR_API_KEY`, and the four headers clients send a key in. Does not know:
 routes, paths or the Host header, which no decision about access may rest on.
 """
 
@@ -75,7 +75,7 @@ def _shown(headers: Mapping[bytes, bytes]) -> list[bytes]:
     bearer = headers.get(b"authorization")
     if bearer is not None and bearer[:7].lower() == b"bearer ":
         shown.append(bearer[7:].strip())
-    for name in (b"x-api-key", b"api-key"):
+    for name in (b"x-api-key", b"api-key", b"x-goog-api-key"):
         value = headers.get(name)
         if value is not None:
             shown.append(value.strip())

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_runner_router.errors import BadRequest, RunnerError, TooLarge
 from llm_runner_router.types import Trace
@@ -28,6 +28,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+
+T = TypeVar("T")
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
@@ -265,6 +267,22 @@ class _Watching:
         if not self._exchange.done:
             self._exchange.gone = True
             self._task.cancel()
+
+
+def readable(exchange: Exchange, decode: Callable[[bytes], T], body: bytes) -> T:
+    """Decode `body`; if it is no JSON and does not claim to be, say that instead."""
+    try:
+        decoded = decode(body)
+        exchange.asked = True
+        return decoded
+    except BadRequest as exc:
+        kind = exchange.headers.get(b"content-type", b"")
+        if exc.code == "invalid_json" and kind and b"json" not in kind:
+            raise UnsupportedMedia(
+                f"the body is {kind[:80].decode('ascii', 'replace')!r}, not JSON",
+                hint="send `Content-Type: application/json`",
+            ) from exc
+        raise
 
 
 def error_headers(exc: RunnerError, trace: Trace | None) -> Headers:

@@ -25,6 +25,7 @@ from llm_runner_router.types import Call, Delta, ModelCard, Request
 from . import (
     anthropic,
     anthropic_write,
+    gemini_write,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -48,9 +49,12 @@ from .exchange import (
     figures,
     names,
     now,
+    readable,
 )
 from .fan import fan
-from .problems import MethodNotAllowed, UnsupportedMedia
+from .gemini_routes import KEY as GOOGLE
+from .gemini_routes import VERSION, GeminiRoutes, credentials, spoken
+from .problems import MethodNotAllowed
 from .responses_routes import ResponseRoutes
 from .veil import veiled
 
@@ -114,6 +118,7 @@ class HttpApp:
         self._busy = 0
         self._admin = AdminRoutes(gateway, self.body, shutdown)
         self._responses = ResponseRoutes(gateway, self)
+        self._gemini = GeminiRoutes(gateway, self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -138,7 +143,7 @@ class HttpApp:
             if scope["path"] == "/healthz":
                 await self._health(exchange)
                 return
-            caller = self.gateway.authenticate(exchange.headers)
+            caller = self.gateway.authenticate(credentials(exchange))
             exchange.check_headers()
             await self._route(exchange)(exchange, caller)
         except ClientGone:
@@ -166,11 +171,13 @@ class HttpApp:
         path = exchange.path
         if path.startswith("/v1/"):
             path = path[3:]
+        elif path.startswith(VERSION + "models"):
+            path = path.removeprefix(VERSION[:-1])
         if len(path) > 1 and path.endswith("/"):
             path = path.rstrip("/")
         methods = self._routes.get(path)
         if methods is None and path.startswith("/models/"):
-            methods = {"GET": self._model}
+            methods = self._gemini.find(path) or {"GET": self._model}
         if methods is None:
             methods = self._responses.find(path)
         if methods is None:
@@ -207,23 +214,23 @@ class HttpApp:
     async def _chat(self, exchange: Exchange, caller: str) -> None:
         with self.room():
             body = await self.body(exchange)
-            request = _readable(exchange, openai_chat.decode, body)
+            request = readable(exchange, openai_chat.decode, body)
             await self.answer(exchange, caller, openai_chat, (request,), _id("chatcmpl", exchange))
 
     async def _completions(self, exchange: Exchange, caller: str) -> None:
         with self.room():
             body = await self.body(exchange)
-            requests = _readable(exchange, openai_completions.decode_all, body)
+            requests = readable(exchange, openai_completions.decode_all, body)
             await self.answer(exchange, caller, openai_completions, requests, _id("cmpl", exchange))
 
     async def _messages(self, exchange: Exchange, caller: str) -> None:
         with self.room():
-            request = _readable(exchange, anthropic.decode, await self.body(exchange))
+            request = readable(exchange, anthropic.decode, await self.body(exchange))
             await self.answer(exchange, caller, anthropic, (request,), _id("msg", exchange))
 
     async def _count(self, exchange: Exchange, caller: str) -> None:
         with self.room():
-            asked = _readable(exchange, anthropic.decode_count, await self.body(exchange))
+            asked = readable(exchange, anthropic.decode_count, await self.body(exchange))
             async with exchange.watching():
                 tokens, counted = await self.gateway.count(asked)
                 head = [(b"x-llmrr-counted", b"exactly" if counted else b"estimated")]
@@ -232,7 +239,7 @@ class HttpApp:
     async def _embeddings(self, exchange: Exchange, caller: str) -> None:
         with self.room():
             body = await self.body(exchange)
-            asked = _readable(exchange, openai_embeddings.decode, body)
+            asked = readable(exchange, openai_embeddings.decode, body)
             embedder = self.gateway.embedder(asked.request.model)
             call = self.call(exchange, caller, asked.request.user)
             reply = Reply("", self._created, call.trace)
@@ -244,7 +251,7 @@ class HttpApp:
 
     async def _rerank(self, exchange: Exchange, caller: str) -> None:
         with self.room():
-            asked = _readable(exchange, rerank.decode, await self.body(exchange))
+            asked = readable(exchange, rerank.decode, await self.body(exchange))
             reranker = self.gateway.reranker(asked.request.model)
             call = self.call(exchange, caller, None)
             reply = Reply("", self._created, call.trace)
@@ -256,23 +263,24 @@ class HttpApp:
 
     async def _tokenize(self, exchange: Exchange, caller: str) -> None:
         with self.room():
-            asked = _readable(exchange, tokenize.decode, await self.body(exchange))
+            asked = readable(exchange, tokenize.decode, await self.body(exchange))
             async with exchange.watching():
                 found = await self.gateway.tokenize(asked.request)
                 await exchange.json(200, tokenize.encode(found, asked))
 
     async def _detokenize(self, exchange: Exchange, caller: str) -> None:
         with self.room():
-            model, ids = _readable(exchange, tokenize.decode_ids, await self.body(exchange))
+            model, ids = readable(exchange, tokenize.decode_ids, await self.body(exchange))
             async with exchange.watching():
                 text = await self.gateway.detokenize(model, ids)
                 await exchange.json(200, tokenize.encode_text(model, text))
 
     async def _models(self, exchange: Exchange, caller: str) -> None:
         cards = self.gateway.cards()
+        voice = _voice(exchange)
         write = openai_models.encode_list
-        if ANTHROPIC in exchange.headers:
-            write = anthropic_write.models
+        if voice is not openai_json:
+            write = anthropic_write.models if voice is anthropic_write else gemini_write.models
         await exchange.json(200, write(cards, self._created))
 
     async def _model(self, exchange: Exchange, caller: str) -> None:
@@ -282,9 +290,10 @@ class HttpApp:
         if card is None:
             self.gateway.target(name)  # raises with the nearest names; an alias has no card
             card = ModelCard(name)
+        voice = _voice(exchange)
         write = openai_models.encode_one
-        if ANTHROPIC in exchange.headers:
-            write = anthropic_write.model
+        if voice is not openai_json:
+            write = anthropic_write.model if voice is anthropic_write else gemini_write.model
         await exchange.json(200, write(card, self._created))
 
     # ------------------------------------------------------------ answering
@@ -318,6 +327,7 @@ class HttpApp:
         codec: Codec,
         requests: Sequence[Request],
         id: str,
+        form: sse.Form = sse.EVENTS,
     ) -> None:
         """Answer a request, or several in one body, by the target that it names."""
         wanted = exchange.text(b"x-llmrr-fallbacks")
@@ -344,7 +354,7 @@ class HttpApp:
                         # status, after it an event.
                         first = await anext(frames)
                         if request.stream:
-                            head = sse.HEADERS + answer_headers(reply) + fidelity(reply)
+                            head = form.headers + answer_headers(reply) + fidelity(reply)
                             await exchange.start(200, head)
                             every = self.settings.keep_alive_comment
                             await sse.stream(
@@ -354,6 +364,7 @@ class HttpApp:
                                 every,
                                 lambda exc: _told(exc, exchange),
                                 codec.stream_error,
+                                form.ping,
                             )
                             return
                 # The place at the target is free before a slow client has read the answer.
@@ -407,29 +418,16 @@ async def _failed(exchange: Exchange, exc: RunnerError) -> None:
 
 def _voice(exchange: Exchange) -> Voice:
     """Whose errors the client of this path understands, whatever went wrong with it."""
-    if exchange.path.removeprefix("/v1").startswith("/messages") or ANTHROPIC in exchange.headers:
+    path = exchange.path
+    if path.removeprefix("/v1").startswith("/messages") or ANTHROPIC in exchange.headers:
         return anthropic_write
+    if GOOGLE in exchange.headers or path.startswith(VERSION) or spoken(path):
+        return gemini_write
     return openai_json
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:
     await exchange.json(200, b'{"status":"ok"}')
-
-
-def _readable(exchange: Exchange, decode: Callable[[bytes], T], body: bytes) -> T:
-    """Decode `body`; if it is no JSON and does not claim to be, say that instead."""
-    try:
-        decoded = decode(body)
-        exchange.asked = True
-        return decoded
-    except BadRequest as exc:
-        kind = exchange.headers.get(b"content-type", b"")
-        if exc.code == "invalid_json" and kind and b"json" not in kind:
-            raise UnsupportedMedia(
-                f"the body is {kind[:80].decode('ascii', 'replace')!r}, not JSON",
-                hint="send `Content-Type: application/json`",
-            ) from exc
-        raise
 
 
 def _told(exc: Exception, exchange: Exchange | None = None) -> RunnerError:

@@ -1,12 +1,14 @@
-"""Server-sent events: how a stream of frames reaches a client that may be slow, silent or gone.
+"""Streams of answers: how frames reach a client that may be slow, silent or gone.
 
-Knows: an `Exchange` and a clock. Does not know what is in a frame.
+Knows: an `Exchange`, a clock, what a stream may look like. Does not know what is in a frame.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+
+from msgspec import Struct
 
 from llm_runner_router.errors import RunnerError
 
@@ -22,17 +24,33 @@ HEADERS: Headers = [
 ]
 
 
+class Form(Struct, frozen=True):
+    """How a stream goes out."""
+
+    headers: Headers
+    ping: bytes
+    """What means nothing between two frames; sent when there was silence for long."""
+
+
+EVENTS = Form(HEADERS, PING)
+LINES = Form(HEADERS, b"\n")
+"""For clients that take a comment for data: Google's do, and skip empty lines."""
+LIST = Form([(b"content-type", b"application/json"), *HEADERS[1:]], b"\n")
+"""One JSON list that grows."""
+
+
 class Pulse:
-    """Sends a comment whenever a stream was silent for `every` seconds, with one timer.
+    """Sends `ping` whenever a stream was silent for `every` seconds, with one timer.
 
     It begins once the head is out: before that, silence may still become an error status.
     """
 
-    __slots__ = ("_every", "_exchange", "_loop", "_ping", "_since", "_timer", "sending")
+    __slots__ = ("_bytes", "_every", "_exchange", "_loop", "_ping", "_since", "_timer", "sending")
 
-    def __init__(self, exchange: Exchange, every: float) -> None:
+    def __init__(self, exchange: Exchange, every: float, ping: bytes = PING) -> None:
         self._exchange = exchange
         self._every = every
+        self._bytes = ping
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self.sending = False
@@ -56,7 +74,7 @@ class Pulse:
         if left <= 0:
             # A comment that has not come through yet means that the client is behind: no second.
             if not self.sending and (self._ping is None or self._ping.done()):
-                self._ping = self._loop.create_task(self._exchange.send(PING))
+                self._ping = self._loop.create_task(self._exchange.send(self._bytes))
             self._since = self._loop.time()
             left = self._every
         self._timer = self._loop.call_later(left, self._tick)
@@ -69,13 +87,14 @@ async def stream(
     every: float,
     failed: Callable[[Exception], RunnerError],
     write_error: Callable[[RunnerError], bytes],
+    ping: bytes = PING,
 ) -> None:
     """Send `first` and the other frames; the head is already out.
 
     An error on the way becomes an error event, after which the stream ends. `failed` turns any
     exception into the error that the client is told.
     """
-    pulse = Pulse(exchange, every) if every else None
+    pulse = Pulse(exchange, every, ping) if every else None
     last = b""
     try:
         await exchange.send(first)

@@ -1,4 +1,4 @@
-"""JSON Schema and Google's own schemas, into each other. Pure.
+"""JSON Schemas as Google's own. Pure.
 
 Knows: the `Schema` of Gemini's API, which is a part of OpenAPI 3.0's, and which keywords of JSON
 Schema that API looks at. Does not know: requests.
@@ -27,7 +27,6 @@ _KEPT = frozenset(
     "title description minimum maximum minItems maxItems minLength maxLength minProperties"
     " maxProperties pattern default required propertyOrdering".split()
 )
-_INTEGERS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _FORMATS = frozenset(("int32", "int64", "float", "double", "date-time", "enum"))
 MAX_DEPTH = 64
 """How deep a schema may be written out; names inside of it may stand for each other."""
@@ -143,55 +142,3 @@ class _ToGoogle:
             found.setdefault("type", "STRING")
         else:
             self.lost.add(key)
-
-
-_SNAKE = {
-    "any_of": "anyOf",
-    "min_items": "minItems",
-    "max_items": "maxItems",
-    "min_length": "minLength",
-    "max_length": "maxLength",
-    "min_properties": "minProperties",
-    "max_properties": "maxProperties",
-    "property_ordering": "propertyOrdering",
-    "defs": "$defs",
-    "ref": "$ref",
-    "additional_properties": "additionalProperties",
-}
-"""Google's own names of keywords, which its servers take in either spelling."""
-
-
-def from_google(schema: Any) -> Any:
-    """A `Schema` as a JSON Schema that means the same."""
-    if isinstance(schema, list):
-        return [from_google(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found: dict[str, Any] = {}
-    for given, value in schema.items():
-        key: str = _SNAKE.get(given) or given
-        if key == "type" and isinstance(value, str):
-            if value != "TYPE_UNSPECIFIED":
-                found[key] = value.lower()
-        elif key in ("properties", "$defs", "defs") and isinstance(value, dict):
-            found[key] = {name: from_google(one) for name, one in value.items()}
-        elif key in ("items", "anyOf", "additionalProperties"):
-            found[key] = from_google(value)
-        elif key == "example":
-            found["examples"] = [value]
-        elif key in _INTEGERS and isinstance(value, str) and value.isdigit():
-            found[key] = int(value)  # integers of 64 bits are texts in Google's JSON
-        elif key not in ("nullable", "propertyOrdering") and (key, value) != ("format", "enum"):
-            found[key] = value
-    return _nullable(found) if schema.get("nullable") is True else found
-
-
-def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:
-        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
-    if "type" not in schema:
-        return schema
-    found = {**schema, "type": [schema["type"], "null"]}
-    if "enum" in schema:
-        found["enum"] = [*schema["enum"], None]
-    return found
