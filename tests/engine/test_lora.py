@@ -164,6 +164,29 @@ async def test_at_the_same_time_with_other_adapters(made: Made, expected: Expect
 
 
 @pytest.mark.engine
+async def test_others_that_come_later_do_not_keep_one_from_its_turn(made: Made) -> None:
+    """Three slots, and always one that answers without adapters: the engine would compute that and
+    whoever else wants none, as long as there are any, and nothing of the other."""
+    order: list[str] = []
+
+    async def ask(e: Engines, name: str, scales: dict[str, float], tokens: int) -> None:
+        request = asking(scales, written(SEA, max_tokens=tokens))
+        endless = {**request.extra, "ignore_eos": Raw(b"true")}
+        await e.answer(made.model, msgspec.structs.replace(request, extra=endless))
+        order.append(name)
+
+    turns: list[tuple[str, dict[str, float], int]] = [("first", {}, 40), ("second", {}, 120)]
+    turns += [("other", {"a": 1.0}, 4), *[("later", {}, 100)] * 6]
+    async with engines(slots=3) as e:
+        tasks = []
+        for turn in turns:
+            tasks.append(asyncio.create_task(ask(e, *turn)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+    assert order[:3] == ["first", "second", "other"]
+
+
+@pytest.mark.engine
 def test_the_prompt_is_kept_for_the_same_adapters_only(made: Made) -> None:
     local = Locally(slots=1)
     try:

@@ -6,6 +6,7 @@ Mutable bookkeeping of `residency.py`, which alone writes it; `Lease` is what ot
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 
 from msgspec import Struct
 
@@ -17,6 +18,7 @@ from .base import Purpose as Purpose
 from .effects import Group, Left, Need
 from .fit import Placement
 from .prompts import Counts, Saved
+from .sets import Sets
 from .speculate import Guesses, Pace, Timings
 from .threads import CpuPlan
 from .worker import Worker
@@ -91,6 +93,8 @@ class Live:
         """How it guesses tokens ahead."""
         self.restored: dict[int, Saved] = {}
         """Prompts it was given, by slot."""
+        self.sets = Sets()
+        """Who may ask it now, by the LoRA adapters that are asked for."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -110,6 +114,10 @@ class Lease:
     def model(self) -> LocalModel:
         """The model as the runner has it."""
         return self._live.known.model
+
+    def turn(self, adapters: tuple[float, ...]) -> AbstractAsyncContextManager[None]:
+        """Wait until the runner may be asked with these scales of its LoRA adapters."""
+        return self._live.sets.turn(adapters)
 
     def finished(self) -> None:
         """Tell that an answer is complete; a try that failed or was left is none."""

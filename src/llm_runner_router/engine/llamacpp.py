@@ -158,7 +158,8 @@ def parameters(
         "ctx_shift": False,
         # A checkpoint of a sliding window is kept one token too long (`pos_max > pos_next` in
         # server-context.cpp) and then gives wrong probabilities: off by 5.5 on a tiny Gemma 3.
-        **({"n_ctx_checkpoints": 0} if model.info.window else {}),
+        # With adapters, it might be one that was made with others.
+        **({"n_ctx_checkpoints": 0} if model.info.window or model.adapters else {}),
         "fit_params": False,  # `fit.py` decided; the engine's own try costs a second allocation
         "cache_ram_mib": placement.prompt_cache >> 20,
         "cpuparams.n_threads": plan.threads,

@@ -144,6 +144,9 @@ class LocalTarget:
                     )
                     if lease.engine is not engine:  # a better form of it takes over just now
                         engine, adapted = lease.engine, lease.engine.adapt(request, lease.model)
+                    if lease.model.adapters:
+                        turn = lease.turn(lora.scales(request, lease.model))
+                        await stack.enter_async_context(turn)
                     remote = self._remote(lease.endpoint)
                     try:
                         deltas = await prime(

@@ -10,7 +10,7 @@ does about it, tried with one slot and the same prompt again:
     `lora` left out                               no adapter, but the slot's cache stays: wrong
     prompts kept in memory (`cache_ram_mib`)      found by their tokens alone: wrong
     slots saved to files                          the same
-    requests with other scales in other slots     computed one after the other: right
+    requests with other scales in other slots     one after the other: right, but see `sets.py`
 
 So every request to a model with adapters tells the scale of each, and such a model keeps no
 prompts in memory (`fit.py`) or in files (`slots.py`). A slot that is asked with the same scales
@@ -46,14 +46,20 @@ def told(request: Request, model: LocalModel) -> Request:
         BadRequest: `lora` is not what it should be, or names an adapter that there is not.
         Unsupported: the model has no adapters.
     """
-    scales = wanted(request, model)
+    each = [{"id": id, "scale": scale} for id, scale in enumerate(scales(request, model))]
     if not model.adapters:
         return spliced(request, {}, (FIELD,)) if FIELD in request.extra else request
-    each = [
-        {"id": id, "scale": scales.get(adapter.name, 0.0)}
-        for id, adapter in enumerate(model.adapters)
-    ]
     return spliced(request, {FIELD: Raw(msgspec.json.encode(each))})
+
+
+def scales(request: Request, model: LocalModel) -> tuple[float, ...]:
+    """The scale of every adapter of `model`, in their order, as `request` asks for them.
+
+    Raises:
+        BadRequest, Unsupported: as `told`.
+    """
+    found = wanted(request, model)
+    return tuple(found.get(adapter.name, 0.0) for adapter in model.adapters)
 
 
 def wanted(request: Request, model: LocalModel) -> dict[str, float]:
@@ -79,16 +85,16 @@ def wanted(request: Request, model: LocalModel) -> dict[str, float]:
                 hint=f"give it some under `adapters:` in the configuration: {GUIDE}",
             )
         raise _wrong(f"`{FIELD}` has {len(given)} entries; there are {_known(model)}", FIELD)
-    scales: dict[str, float] = {}
+    found: dict[str, float] = {}
     for i, one in enumerate(given):
         at = f"{FIELD}[{i}]"
         if not isinstance(one, dict) or set(one) - {"name", "id", "scale"}:
             raise _wrong(f"`{at}` is no object with `name` and `scale`", at)
         name = _named(one, at, model)
-        if name in scales:
+        if name in found:
             raise _wrong(f"`{FIELD}` has the adapter `{name}` twice", at)
-        scales[name] = _scale(one.get("scale", 1.0), f"{at}.scale")
-    return scales
+        found[name] = _scale(one.get("scale", 1.0), f"{at}.scale")
+    return found
 
 
 def check(request: Request, model: LocalModel, engine: Engine) -> None:
