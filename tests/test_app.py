@@ -153,7 +153,7 @@ def test_strategies_do_not_embed_and_remote_models_are_not_loaded() -> None:
     with pytest.raises(Unsupported, match="`auto` cannot embed"):
         app().embedder("auto")
     with pytest.raises(Unsupported, match="it is a remote model"):
-        app()._local("up/x")
+        app().local("up/x")
 
 
 def test_a_broken_entry_does_not_hide_the_others() -> None:

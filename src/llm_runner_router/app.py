@@ -134,7 +134,7 @@ class App:
         """What clients may come back to."""
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, Target] = {}
-        self.tokens = TokenDesk(self._local)
+        self.tokens = TokenDesk(self.local)
         self._leaves = AppLeaves(
             config,
             residency=self.residency,
@@ -330,15 +330,21 @@ class App:
 
     async def load(self, name: str, *, pin: bool = False) -> Any:
         """Load a local model and wait for it; its row of `ps`. `pin` keeps it loaded."""
-        model = await self._preparer.ready(self._local(name))
+        model = await self._preparer.ready(self.local(name))
         await self.residency.load(model, pin=pin)
         return next((row for row in self.ps() if row.name == model.name), None)
 
     async def stop(self, name: str) -> Any:
         """Unload a local model; whether it was loaded."""
-        return {"model": name, "stopped": await self.residency.stop(self._local(name).name)}
+        return {"model": name, "stopped": await self.residency.stop(self.local(name).name)}
 
-    def _local(self, name: str) -> LocalModel:
+    def local(self, name: str) -> LocalModel:
+        """The local model behind `name`.
+
+        Raises:
+            UnknownModel, ModelFileError
+            Unsupported: it does not run here.
+        """
         entry = self._tree.find(name)
         if entry.model is None:
             what = "remote model" if entry.kind == "target" else entry.kind

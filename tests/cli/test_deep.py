@@ -15,7 +15,7 @@ HF = Path(__file__).parents[2] / "zoo" / "models" / "tiny-math"
 
 @pytest.mark.parametrize("model", ["zoo:tiny-math", str(HF)])
 def test_a_whole_model(llmrr: Run, model: str) -> None:
-    done = llmrr("verify", "--deep", "--json", model)
+    done = llmrr("verify", "--deep", "--no-run", "--json", model)
     assert done.code == 0, done.out
     findings = json.loads(done.out)[0]["findings"]
     assert [f["check"] for f in findings] == [
@@ -34,7 +34,7 @@ def test_a_number_that_is_none(llmrr: Run, tmp_path: Path) -> None:
     with (model / "model.safetensors").open("r+b") as file:
         file.seek(-2, 2)
         file.write(b"\x00\x7e")
-    done = llmrr("verify", "--deep", str(model))
+    done = llmrr("verify", "--deep", "--no-run", str(model))
     assert done.code == 1
     assert "bad  numbers    not finite: `" in done.out
 
@@ -42,7 +42,7 @@ def test_a_number_that_is_none(llmrr: Run, tmp_path: Path) -> None:
 def test_a_template_that_is_odd_is_no_failure(llmrr: Run, tmp_path: Path) -> None:
     model = broken(tmp_path)
     (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
-    done = llmrr("verify", "--deep", str(model))
+    done = llmrr("verify", "--deep", "--no-run", str(model))
     assert done.code == 0
     assert "odd  template" in done.out
 
@@ -50,6 +50,6 @@ def test_a_template_that_is_odd_is_no_failure(llmrr: Run, tmp_path: Path) -> Non
 def test_a_damaged_file(llmrr: Run, tmp_path: Path) -> None:
     model = broken(tmp_path)
     (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-9])
-    done = llmrr("verify", "--deep", str(model))
+    done = llmrr("verify", "--deep", "--no-run", str(model))
     assert done.code == 1
     assert "bad  header" in done.out

@@ -1,11 +1,12 @@
-"""What `llmrr verify --deep` looks at: structure, numbers, tokenizer, chat template.
+"""What `llmrr verify --deep` looks at: structure, numbers, tokenizer, chat template, answers.
 
 Knows: the order of the checks and how they are told. Does not know: how they are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from llm_runner_router.models.deepcheck import Finding, structure
 from llm_runner_router.models.detect import detect
 
 if TYPE_CHECKING:
+    from llm_runner_router.models.info import ModelInfo
     from llm_runner_router.tokens.base import Tokenizer
 
 TEXTS: Final = (
@@ -23,8 +25,14 @@ TEXTS: Final = (
 )
 
 
-def deep(path: Path) -> Iterator[Finding]:
-    """Everything that can be found out about the model at `path` without an engine."""
+def deep(path: Path, run: Callable[[], Iterator[Finding]] | None = None) -> Iterator[Finding]:
+    """Everything that can be found out about the model at `path`.
+
+    Args:
+        path: a file or folder.
+        run: what it answers (`deep_run.tried`), which is asked at the end, and only of a whole
+            model whose header and numbers are sound; None does not run it.
+    """
     try:
         found = detect(path)
         info = found.describe(path)
@@ -32,6 +40,7 @@ def deep(path: Path) -> Iterator[Finding]:
         yield Finding("header", "bad", exc.message)
         return
     yield Finding("header", "ok", f"{info.format}, {info.architecture}, {info.tensors} tensors")
+    broken = False
     if found.open_checkpoint is None:
         yield Finding("weights", "odd", f"the format `{found.name}` gives none to look at")
     else:
@@ -39,16 +48,23 @@ def deep(path: Path) -> Iterator[Finding]:
 
         try:
             with found.open_checkpoint(path) as opened:
-                if not info.part:
-                    yield from structure(info, opened.weights)
-                yield from numbers(opened)
+                looked = () if info.part else structure(info, opened.weights)
+                for finding in chain(looked, numbers(opened)):
+                    broken = broken or finding.state == "bad"
+                    yield finding
         except RunnerError as exc:
+            broken = True
             yield Finding("weights", "bad", exc.message)
-    if not info.part:
-        yield from _words(path, info.vocabulary)
+    if info.part:
+        return
+    yield from _words(path, info)
+    if run is not None and broken:
+        yield Finding("answer", "skip", "a model with such weights is not run")
+    elif run is not None:
+        yield from run()
 
 
-def _words(path: Path, rows: int) -> Iterator[Finding]:
+def _words(path: Path, info: ModelInfo) -> Iterator[Finding]:
     from llm_runner_router.tokens.load import load
 
     folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
@@ -57,8 +73,9 @@ def _words(path: Path, rows: int) -> Iterator[Finding]:
     except RunnerError as exc:
         yield Finding("tokenizer", "odd", exc.message)
         return
-    yield _round_trip(tokenizer, rows)
-    yield from _template(folder, tokenizer)
+    yield _round_trip(tokenizer, info.vocabulary)
+    if info.task == "generate":
+        yield from _template(folder, tokenizer)
 
 
 def _round_trip(tokenizer: Tokenizer, rows: int) -> Finding:

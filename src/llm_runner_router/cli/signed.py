@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,11 @@ class Signature(Struct, frozen=True):
 
         signer = signing.Signer(self.public_key, self.identity, self.issuer)
         signing.check(stored, store, signer, self.file)
+
+
+def given(said: Mapping[str, Any]) -> Signature:
+    """What the command got for `options`."""
+    return Signature(said["signature"], said["public_key"], said["identity"], said["issuer"])
 
 
 def options(function: F) -> F:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from llm_runner_router import refs
 from llm_runner_router.errors import ModelFileError, UnknownModel
 from llm_runner_router.models.blobs import Checked, Store
 from llm_runner_router.models.deepcheck import Finding
@@ -18,7 +21,7 @@ from llm_runner_router.models.manifest import hash_file
 from llm_runner_router.units import format_size
 
 from . import output, signed
-from .group import Verb
+from .group import Verb, place
 from .stored import kept, locate_other, opened, stored_name
 
 
@@ -43,16 +46,21 @@ class Verified(Struct, frozen=True):
 @click.command("verify", cls=Verb)
 @click.argument("models", nargs=-1, metavar="[MODEL…]")
 @signed.options
-@click.option("--deep", is_flag=True, help="Look at tensors, numbers, tokenizer and template.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Look at tensors, numbers, tokenizer and template; ask it something.",
+)
+@click.option("--no-run", is_flag=True, help="With --deep: do not ask the model anything.")
+@click.option("--engine", metavar="NAME", help="With --deep: ask it on this engine.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(
     models: tuple[str, ...],
-    signature: Path | None,
-    public_key: Path | None,
-    identity: str,
-    issuer: str,
     deep: bool,
+    no_run: bool,
+    engine: str | None,
     as_json: bool,
+    **signature: Any,
 ) -> int:
     """Hash the files of MODELs again and compare, of all in the store without any.
 
@@ -60,15 +68,19 @@ def command(
     person (OpenSSF model signing; the extra `signing`).
 
     With --deep, MODEL may be any file or folder; tensors are compared with each other, all numbers
-    are looked at, and the tokenizer and the chat template are tried.
+    are looked at, the tokenizer and the chat template are tried, and the model is asked something
+    on the engine that would run it: an answer and its perplexity, vectors, or scores.
 
-    Exit code 1 if one is damaged or missing.
+    Exit code 1 if one is damaged or missing. What is only odd, or was skipped, is told.
     """
     store = opened()
     results = []
-    asked = signed.Signature(signature, public_key, identity, issuer)
+    asked = signed.given(signature)
     names = models or tuple(store.names())
-    for found in deeply(names, store) if deep else verified(names, store):
+    if not deep and (no_run or engine is not None):
+        raise click.UsageError("`--no-run` and `--engine` go with `--deep`")
+    run = None if no_run else _asker(engine)
+    for found in deeply(names, store, run) if deep else verified(names, store):
         result = _signed(found, asked, store)
         results.append(result)
         if not as_json:
@@ -115,8 +127,29 @@ def _signed(result: Verified, asked: signed.Signature, store: Store) -> Verified
     return result
 
 
-def deeply(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
-    """Each model, hashed where its digests are known, then looked at.
+Asker = Callable[[str], Iterator[Finding]]
+"""Asks the model of a reference something; what its answers say."""
+
+
+def _asker(engine: str | None) -> Asker:
+    from llm_runner_router.config import Config
+
+    from . import asking
+
+    config: Config | None = None
+
+    def ask(name: str) -> Iterator[Finding]:
+        from .deep_run import tried
+
+        nonlocal config
+        config = config or asking.load(place())
+        yield from tried(name, config, engine)
+
+    return ask
+
+
+def deeply(models: tuple[str, ...], store: Store, ask: Asker | None = None) -> Iterator[Verified]:
+    """Each model, hashed where its digests are known, then looked at, and asked if `ask` is given.
 
     Raises:
         RunnerError: there is no such model.
@@ -126,9 +159,16 @@ def deeply(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
 
     for model in models:
         path = located(model)
+        run = None if ask is None else partial(ask, _reference(model))
         known = stored_name(model, store) in store.names() or locate_other(model) is not None
         hashed = next(verified((model,), store)) if known else Verified(model)
-        yield replace(hashed, findings=tuple(deep(path)))
+        yield replace(hashed, findings=tuple(deep(path, run)))
+
+
+def _reference(model: str) -> str:
+    """The reference for what `located` finds: a path wins over what else its text could mean."""
+    path = Path(model.removeprefix("file:")).expanduser()
+    return str(refs.Ref("file", str(path.absolute())) if path.exists() else refs.parse(model))
 
 
 def _other(other: Found) -> Verified:
@@ -141,6 +181,9 @@ def _other(other: Found) -> Verified:
     return Verified(other.name, (checked,))
 
 
+_COLOURS = {"ok": "ok", "odd": "warning", "bad": "fail", "skip": "hint"}
+
+
 def _print(result: Verified) -> None:
     for file in result.files:
         word = output.paint("ok", "ok") if file.ok else output.paint("damaged", "fail")
@@ -148,8 +191,8 @@ def _print(result: Verified) -> None:
         print(f"{word}  {output.line(result.name)}  {output.line(file.path)}  ", end="")
         print(f"{format_size(file.size)}{output.line(tail)}")
     for finding in result.findings:
-        word = output.paint(finding.state, "ok" if finding.state == "ok" else "fail")
-        print(f"{word.ljust(4)} {finding.check.ljust(10)} {output.line(finding.detail)}")
+        word = output.paint(finding.state.ljust(4), _COLOURS[finding.state])
+        print(f"{word} {finding.check.ljust(10)} {output.line(finding.detail)}")
     if result.problem:
         problem = output.line(f"{result.name}: {result.problem}")
         print(f"{output.paint('damaged', 'fail')}  {problem}")

@@ -41,6 +41,8 @@ PIECE: Final = 128
 LEAST_ROWS: Final = 16
 """Products with fewer rows belong to no whole piece of text and are not counted, as in llama.cpp's
 own tool."""
+NOT_FINITE: Final = "not_finite"
+"""Code of the error for a model whose logits are no numbers."""
 _MUL_MAT, _MUL_MAT_ID, _F32 = "MUL_MAT", "MUL_MAT_ID", 0
 
 _Pointer, _Int, _Uint, _Float, _Bool = (
@@ -407,6 +409,12 @@ def run(job: Job, say: Callable[[dict[str, Any]], None]) -> Result:
             nll += float(loss.sum())
             squares += float(np.square(loss).sum())
             count += len(loss)
+        if not np.isfinite(nll):
+            raise EngineError(
+                f"`{Path(job.model).name}` computes what is no number (NaN) on the text",
+                hint="`llmrr verify --deep` looks for the tensor",
+                code=NOT_FINITE,
+            )
     say({"done": chunks, "total": chunks})
     if sums is not None:
         _save(Path(job.imatrix), sums, size, chunks)
@@ -460,7 +468,8 @@ def main() -> int:
         say({"result": run(job, say)})
         code = 0
     except RunnerError as exc:
-        say({"error": exc.message, "hint": exc.hint, "file": isinstance(exc, ModelFileError)})
+        file = isinstance(exc, ModelFileError)
+        say({"error": exc.message, "hint": exc.hint, "code": exc.code, "file": file})
         code = 1
     sys.stderr.flush()
     os._exit(code)  # not through the library's destructors, which may hang while stdin is read

@@ -129,7 +129,7 @@ def _answer(child: subprocess.Popen[bytes], tick: Tick | None) -> Result | None:
             return msgspec.convert(said["result"], Result)
         if "error" in said:
             kind = ModelFileError if said["file"] else EngineError
-            raise kind(said["error"], hint=said["hint"])
+            raise kind(said["error"], hint=said["hint"], code=said["code"])
         if tick is not None:
             tick(said["done"], said["total"], "")
     return None

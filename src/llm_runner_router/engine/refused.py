@@ -6,6 +6,9 @@ from llm_runner_router.errors import LoadFailed, Overloaded, RunnerError, Unavai
 
 from .effects import Refuse
 
+TOO_BIG = "model_too_big"
+"""The error's code where a model needs more memory than there is: no fault of its file."""
+
 
 def refusal(effect: Refuse) -> RunnerError:
     """The error for a refusal, with the next step."""
@@ -21,6 +24,7 @@ def refusal(effect: Refuse) -> RunnerError:
                 effect.message,
                 hint="raise `engine.memory`, lower `engine.context` or `engine.slots`, or use a"
                 " smaller model",
+                code=TOO_BIG,
             )
         case "load_failed":
             return LoadFailed(effect.message, hint="`llmrr show` tells what the file is")

@@ -30,8 +30,8 @@ class Finding(Struct, frozen=True):
 
     check: str
     """What was looked at, for example `layers`."""
-    state: Literal["ok", "odd", "bad"]
-    """`odd` is unusual and may be meant; `bad` is not usable as it is."""
+    state: Literal["ok", "odd", "bad", "skip"]
+    """`odd` is unusual and may be meant; `bad` is not usable as it is; `skip` was not looked at."""
     detail: str
 
 

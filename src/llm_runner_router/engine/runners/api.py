@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from .http import Handler, Reply, Request
 from .reading import CALL, CALL_END, THINK, THINK_END, Reader
 from .refusal import Refusal, too_long, unsupported
 from .run import Run, Running
+from .sampling import log_softmax
 from .session import Loaded, Order, Pair
 from .template import ChatTemplate
 from .turns import Pool, Turns
@@ -102,6 +104,7 @@ class Api:
             "POST /v1/rerank": self._rerank,
             "POST /tokenize": self._tokenize,
             "POST /detokenize": self._detokenize,
+            "POST /perplexity": self._foretell,
         }
 
     # ------------------------------------------------------------ answers
@@ -298,6 +301,26 @@ class Api:
         self._check(body.tokens, "tokens")
         pieces = [self._loaded.vocabulary.piece(token) for token in body.tokens]
         reply.json({"content": b"".join(pieces).decode("utf-8", "replace")})
+
+    async def _foretell(self, request: Request, reply: Reply) -> None:
+        """The sum of −ln p of a text's tokens from the second on; `llmrr verify --deep` asks it.
+
+        A turn per token, so that answers go on meanwhile.
+        """
+        body = _decoded(request.body, TextBody)
+        vocabulary = self._loaded.vocabulary
+        tokens = await asyncio.to_thread(vocabulary.encode, body.content, begin=True)
+        tokens = tokens[: self._order.context]
+        if len(tokens) < 2:
+            raise Refusal("the text has fewer than two tokens", param="content")
+        total = 0.0
+        async with self._pool.session(tokens[:1]) as held:
+            for token, following in pairwise(tokens):
+                logits = await self._turns.run(partial(held.feed, [token]))
+                total -= float(log_softmax(logits)[following])
+        words = [token for token in tokens[1:] if not vocabulary.is_special(token)]
+        count = sum(len(vocabulary.piece(token)) for token in words)
+        reply.json({"nll": total, "tokens": len(tokens) - 1, "bytes": count})
 
 
 def batches(lengths: list[int], most: int) -> list[list[int]]:

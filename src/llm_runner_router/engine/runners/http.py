@@ -152,6 +152,8 @@ class _Connection(asyncio.Protocol):
         self._ready.set()
         self._task: asyncio.Task[None] | None = None
         self._next: list[Request] = []
+        self._last = False
+        """The client wants the connection closed after this answer."""
 
     # ------------------------------------------------------------ asyncio
 
@@ -213,6 +215,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _begin(self, request: Request) -> None:
+        self._last = request.headers.get("connection", "").lower() == "close"
         self._task = asyncio.get_running_loop().create_task(
             self._server.answer(request, Reply(self._transport, self._ready))
         )
@@ -222,5 +225,7 @@ class _Connection(asyncio.Protocol):
         self._task = None
         if not task.cancelled() and task.exception() is not None:
             self._transport.abort()
+        elif self._last:
+            self._transport.close()
         elif self._next and not self._transport.is_closing():
             self._begin(self._next.pop(0))
