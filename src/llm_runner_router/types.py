@@ -92,7 +92,7 @@ class RequestWire(Struct, frozen=True):
     fields: dict[str, Raw]
 
 
-class Request(Struct, frozen=True):
+class Request(Struct, frozen=True, weakref=True):
     """One question to a model. Chat has `messages`; a raw completion has `prompt`.
 
     `model` is the name the client used; strategies pass the request on unchanged and each leaf
@@ -246,6 +246,9 @@ class Origin(Struct, frozen=True):
     fidelity: dict[str, Mark] = {}
     """What became of the request's parameters, by path; those not here were honoured as they
     are."""
+    expected: int | None = None
+    """Tokens of the prompt that a local runner was known to have before it was asked; what it then
+    did not compute is `Usage.cached_tokens`."""
 
     def cost(self, usage: Usage | None) -> float | None:
         """US dollars; 0 for an unpriced local model, None while price or usage is not known."""

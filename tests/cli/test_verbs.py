@@ -15,7 +15,7 @@ import pytest
 from llm_runner_router import __version__
 from llm_runner_router.cli.explain import Explained
 from llm_runner_router.cli.group import VERBS
-from llm_runner_router.cli.ps import adapters, converted, row
+from llm_runner_router.cli.ps import HEAD, adapters, converted, row
 from llm_runner_router.engine.prepare import Conversion
 from llm_runner_router.surfaces.testing import FakeGateway
 from llm_runner_router.testing import FakeTarget, deltas_of
@@ -199,6 +199,9 @@ def test_stop(llmrr: Run) -> None:
 
 def test_a_row_of_ps() -> None:
     assert row({"name": "m"})[0] == "m"
+    kept = {"tokens_kept": 1280, "prompt_tokens": 4000, "cached_tokens": 3000}
+    cells = dict(zip(HEAD, row({"name": "m", **kept}), strict=True))
+    assert (cells["KEPT"], cells["HITS"]) == ("1280", "75%")
 
 
 # ---------------------------------------------------------------- configuration

@@ -12,7 +12,7 @@ from llm_runner_router.deltas import collect
 from llm_runner_router.errors import Overloaded, RateLimited
 from llm_runner_router.policy.record import Record, RequestRecord
 from llm_runner_router.testing import FakeClock, FakeTarget, Gate, Step, a_request, deltas_of
-from llm_runner_router.types import Attempt, Call, Decision, Delta, Price, Trace, Usage
+from llm_runner_router.types import Attempt, Call, Decision, Delta, Origin, Price, Trace, Usage
 
 SECRET = "the secret prompt"
 
@@ -79,6 +79,15 @@ async def test_a_good_answer() -> None:
         tokens_per_second=1.0,
         finish="stop",
     )
+
+
+async def test_what_a_runner_was_known_to_have_stands_beside_what_it_had() -> None:
+    usage = Usage(100, 3, cached_tokens=96)
+    bench = Bench([Delta(text="a"), Delta(finish="stop", usage=usage)])
+    bench.inner.origin = Origin("t", "m", local=True, expected=90)
+    await bench.read()
+    assert bench.record.expected_cached == 90
+    assert bench.record.usage == usage
 
 
 async def test_nothing_of_the_content_is_kept_by_default() -> None:

@@ -14,7 +14,7 @@ from .group import Verb, place
 
 HEAD = (
     *("MODEL", "STATE", "ENGINE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
-    *("QUEUE", "ACTIVE", "SERVED", "RESTORED", "EXPIRES"),
+    *("QUEUE", "ACTIVE", "SERVED", "KEPT", "HITS", "RESTORED", "EXPIRES"),
 )
 NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "ENGINE", "WAIT"))
 
@@ -55,6 +55,8 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
         _number(runner.get("queued")),
         _number(runner.get("active")),
         _number(runner.get("served")),
+        _number(runner.get("tokens_kept")),
+        _share(runner.get("cached_tokens"), runner.get("prompt_tokens")),
         _number(runner.get("tokens_restored")),
         _expires(runner),
     )
@@ -94,6 +96,10 @@ def converted(conversions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _number(value: Any) -> str:
     return "" if value is None else str(value)
+
+
+def _share(part: Any, whole: Any) -> str:
+    return f"{part / whole:.0%}" if whole else ""
 
 
 def _expires(runner: Mapping[str, Any]) -> str:

@@ -12,11 +12,14 @@ from msgspec import Struct
 
 from llm_runner_router.errors import RunnerCrashed
 from llm_runner_router.models.info import LocalModel
+from llm_runner_router.types import Usage
 
 from .base import Engine
 from .base import Purpose as Purpose
 from .effects import Group, Left, Need
 from .fit import Placement
+from .kept import Flight, Kept, Seen
+from .prefixes import Marks
 from .prompts import Counts, Saved
 from .sets import Sets
 from .speculate import Guesses, Pace, Timings
@@ -59,6 +62,14 @@ class Known:
         self.speed: float | None = None
         self.pace = Pace()
         self.prompts = Counts()
+        self.seen: Seen | None = None
+        """What its chat template does, once a runner of it was asked."""
+        self.load_seconds: float | None = None
+        """How long its last load took."""
+        self.read = 0
+        """Tokens of all prompts that were answered."""
+        self.cached = 0
+        """Of those, what the runner had."""
         self.draft_checked = False
         """Its draft model was seen to have the same tokens."""
 
@@ -95,6 +106,8 @@ class Live:
         """Prompts it was given, by slot."""
         self.sets = Sets()
         """Who may ask it now, by the LoRA adapters that are asked for."""
+        self.kept: Kept | None = None
+        """The prompts it keeps, where that is known."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -103,6 +116,7 @@ class Lease:
 
     def __init__(self, live: Live, endpoint: Endpoint) -> None:
         self._live = live
+        self._flight: Flight | None = None
         self.endpoint = endpoint
 
     @property
@@ -122,6 +136,44 @@ class Lease:
     def finished(self) -> None:
         """Tell that an answer is complete; a try that failed or was left is none."""
         self._live.known.served += 1
+
+    @property
+    def keeps(self) -> bool:
+        """It is known what the runner keeps of prompts, so `sent` wants to know them."""
+        return self._live.kept is not None
+
+    @property
+    def expected(self) -> int | None:
+        """Tokens of the prompt sent that the runner has, if that is known."""
+        return None if self._flight is None else self._flight.promised
+
+    def sent(self, marks: Marks | None) -> int | None:
+        """Tell that a request with these marks is sent now; gives the slot it is to name, if any"""
+        kept = self._live.kept
+        if kept is None:
+            return None
+        self.left()
+        self._flight = kept.begin(marks)
+        return self._flight.slot if kept.is_naming else None
+
+    def begun(self) -> None:
+        """Tell that an answer has begun, so its prompt was read."""
+        if self._flight is not None:
+            self._flight.begun = True
+
+    def told(self, usage: Usage) -> None:
+        """Tell what the engine counted, once its answer is complete."""
+        known, kept = self._live.known, self._live.kept
+        known.read += usage.prompt_tokens
+        known.cached += usage.cached_tokens
+        if kept is not None and self._flight is not None:
+            counts = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+            kept.end(self._flight, *counts)
+
+    def left(self) -> None:
+        """Tell that nobody reads any more; after `told` this says nothing new."""
+        if self._live.kept is not None and self._flight is not None:
+            self._live.kept.lost(self._flight)
 
     def timed(self, told: Timings) -> None:
         """Tell how fast an answer was read and written."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_runner_router.config import Engine
-from llm_runner_router.errors import LoadFailed
+from llm_runner_router.errors import EngineError, LoadFailed
 
-from . import drafts, llamacpp, placing, speculate, threads
+from . import appending, drafts, llamacpp, placing, speculate, threads
 from .live import Endpoint, Known, Live
 from .slots import Prompts
 from .spare import Spare
@@ -116,6 +116,7 @@ class Loader:
         if worker.unknown:
             _log.warning("this engine does not know: %s", ", ".join(worker.unknown))
         endpoint = _endpoint(report, key, known)
+        live.kept = placing.kept(known, live.guesses)
         if folder is not None and not await self._prompts.restore(live, endpoint):
             await worker.stop()
             worker = self._owned(live, await self._spawn(plan.wait, known.engine.RUNNER))
@@ -123,9 +124,20 @@ class Loader:
                 return
             report = await worker.load(order, self._settings.load_timeout)
             endpoint = _endpoint(report, key, known)
+            live.kept = placing.kept(known, live.guesses)
         live.endpoint = endpoint
         live.since = self._clock()
-        live.load_seconds = live.since - began
+        live.load_seconds = known.load_seconds = live.since - began
+
+    async def look(self, live: Live) -> None:
+        """See what the model's chat template does with a conversation, the first time."""
+        known, kept, template = live.known, live.kept, live.known.model.info.chat_template
+        if kept is None or live.endpoint is None or known.seen is not None:
+            return
+        try:
+            known.seen = kept.seen = await appending.look(live.endpoint, template or "")
+        except EngineError as exc:
+            _log.info("what %s keeps of prompts is not known: %s", known.model.name, exc)
 
     async def _from_spare(self, known: Known, plan: threads.CpuPlan) -> Worker | None:
         """The spare process, if it has imported the engine that `known` needs."""

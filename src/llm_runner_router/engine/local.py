@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import msgspec
+from msgspec import Raw
 
 from llm_runner_router.deltas import prime
 from llm_runner_router.errors import (
@@ -42,11 +43,12 @@ from llm_runner_router.types import (
 )
 
 from . import llamacpp, lora, speculate
-from .adapting import native
+from .adapting import native, spliced
 from .base import Adapted
 from .calls import CallReader
 from .fanout import choices
 from .live import GONE, Endpoint, Lease
+from .prefixes import Marks
 from .residency import Residency
 
 TRIES = 3
@@ -113,23 +115,24 @@ class LocalTarget:
             RunnerCrashed: the process died; before the first delta it is tried again.
             RunnerError: as `Residency.lease`, or what the engine says.
         """
-        receipt = Receipt()
+        receipt, asked = Receipt(), request
         with _Named(self._name):
             request = native(request, self._model, receipt)
             receipt.check(request)
             if self._adapter:
                 request = lora.chosen(request, self._adapter, self._name, self._model.name)
         if request.sampling.n > 1:
-            opened = choices(lambda one: self._open(one, call, receipt), request)
+            opened = choices(lambda one: self._open(one, asked, call, receipt), request)
         else:
-            opened = self._open(request, call, receipt)
+            opened = self._open(request, asked, call, receipt)
         async with opened as deltas:
             yield deltas
 
     @asynccontextmanager
     async def _open(
-        self, request: Request, call: Call, receipt: Receipt
+        self, request: Request, asked: Request, call: Call, receipt: Receipt
     ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Answer `request` for one choice; `asked` is what the client sent."""
         for left in reversed(range(TRIES)):
             async with AsyncExitStack() as stack:
                 with _Named(self._name):
@@ -148,17 +151,29 @@ class LocalTarget:
                         turn = lease.turn(lora.scales(request, lease.model))
                         await stack.enter_async_context(turn)
                     remote = self._remote(lease.endpoint)
+                    sent = self._sent(lease, adapted.request, asked)
                     try:
                         deltas = await prime(
-                            await stack.enter_async_context(remote.open(adapted.request, call))
+                            await stack.enter_async_context(remote.open(sent, call))
                         )
                     except UpstreamError as exc:
                         await _may_try_again(lease, exc, left)
                         continue
-                yield _Answer(
-                    deltas, lease, _Reader(request, adapted, self._origin, receipt), self._name
-                )
+                    lease.begun()
+                    origin = msgspec.structs.replace(self._origin, expected=lease.expected)
+                yield _Answer(deltas, lease, _Reader(request, adapted, origin, receipt), self._name)
                 return
+
+    def _sent(self, lease: Lease, request: Request, asked: Request) -> Request:
+        """`request` with the slot it goes to; the runner is told to have it."""
+        if not lease.keeps:
+            return request
+        slot = lease.sent(self._marks(asked))
+        return request if slot is None else spliced(request, {"id_slot": Raw(b"%d" % slot)})
+
+    def _marks(self, asked: Request) -> Marks | None:
+        # Adapters that a name stands for are not in the request, so their prompts are told apart.
+        return self._residency.marker.marks(asked, f"{self._model.name}\0{self._adapter}")
 
     async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         """Embed every input of `request`, in a runner of its own for this purpose.
@@ -311,6 +326,8 @@ class _Answer:
                 raise
             crash.target = self._name
             raise crash from exc
+        if delta.usage is not None:
+            self._lease.told(delta.usage)
         told = None if delta.timings is None else speculate.read(delta.timings)
         if told is not None:
             self._lease.timed(told)

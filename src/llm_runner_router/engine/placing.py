@@ -10,8 +10,18 @@ from llm_runner_router.models.info import LocalModel
 
 from . import base, llamacpp
 from .effects import Group
-from .fit import Placement
+from .fit import Placement, kv_bytes
+from .kept import Kept
 from .live import Known, Purpose, purpose_of
+from .speculate import Guesses
+
+RECURRENT = frozenset(
+    ("arwkv7", "falcon-h1", "granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "mamba",
+     "mamba2", "nemotron_h", "nemotron_h_moe", "plamo2", "qwen35", "qwen35moe", "qwen3next",
+     "rwkv6", "rwkv6qwen2", "rwkv7")
+)  # fmt: skip
+"""Architectures of llama.cpp with layers that keep one state for all of a text: it cannot be cut
+back to a common beginning."""
 
 
 def known(
@@ -32,6 +42,23 @@ def serves(known: Known, purpose: Purpose) -> bool:
 def is_fast(known: Known) -> bool:
     """Its runner is llama.cpp with a model that answers: its slots can be saved, it can guess."""
     return known.engine.RUNNER == llamacpp.RUNNER and known.purpose == "chat"
+
+
+def kept(known: Known, guesses: Guesses) -> Kept | None:
+    """The prompts of a new runner, none yet; None where what it keeps of them is not known.
+
+    A sliding window and a state cannot be cut back to a common beginning, so how much is of use
+    depends on more than the beginning.
+    """
+    info, place, draft = known.model.info, known.placement, known.model.draft
+    if not is_fast(known) or info.window or info.architecture in RECURRENT:
+        return None
+    per_token = kv_bytes(info, 1, place.kv_type)
+    if guesses == "draft" and draft is not None:
+        per_token += kv_bytes(draft.info, 1)
+    found = Kept(place.slots, room=place.prompt_cache, per_token=per_token, context=place.context)
+    found.seen = known.seen
+    return found
 
 
 def _place(

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from .kept import Held
+
 LEAST_TOKENS = 32
 """Shorter prompts are computed again: a file would save nothing that anybody notices."""
 
@@ -36,6 +38,8 @@ class Saved(Struct, frozen=True):
     bytes: int
     prompt: tuple[int, ...] = ()
     """The tokens themselves; empty if they could not be read."""
+    held: Held | None = None
+    """What is known of it besides, see `kept.py`."""
 
 
 class Counts(Struct):

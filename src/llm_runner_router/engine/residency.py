@@ -37,6 +37,7 @@ from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose, purpose_of
 from .live import key as key_of
 from .loader import Loader
+from .prefixes import Marker
 from .refused import refusal
 from .scheduler import Scheduler
 from .select import EngineSelector
@@ -101,6 +102,8 @@ class Residency:
         self._loader = Loader(
             settings, self._plan, self._prompts, clock=clock, environ=environ, logs=logs
         )
+        self.marker = Marker()
+        """Tells how prompts begin."""
         self._known: dict[str, Known] = {}
         self._live: dict[int, Live] = {}
         self._waiting: dict[int, asyncio.Future[Live]] = {}
@@ -172,7 +175,11 @@ class Residency:
         try:
             live = await self._granted(future, model, call)
             assert live.endpoint is not None
-            yield Lease(live, live.endpoint)
+            lease = Lease(live, live.endpoint)
+            try:
+                yield lease
+            finally:
+                lease.left()
         finally:
             self._waiting.pop(ticket, None)
             self._post(partial(self._scheduler.on_cancel, ticket))
@@ -334,6 +341,7 @@ class Residency:
                     self._post(partial(self._scheduler.on_replan, live.known.need.key))
                 self._measure(number, live)
                 self._refill()
+                self._spawn_task(self._loader.look(live), "template")
                 await self._attend(live)
                 await self._keep_prompts(live)
         except (EngineError, OSError) as exc:

@@ -144,7 +144,8 @@ class Prompts:
         self._rate += 0.5 * (size / took - self._rate) if size > 1 << 20 else 0
         count = int(found["n_saved"])
         tokens = await asyncio.to_thread(_tokens, path, count)
-        saved = Saved(key, live.known.model.name, file, count, size, tokens)
+        held = None if live.kept is None else live.kept.holds(slot.id, count)
+        saved = Saved(key, live.known.model.name, file, count, size, tokens, held)
         live.known.prompts.saved += 1
         await self._delete(self._shelf.add(saved))
 
@@ -195,6 +196,8 @@ class Prompts:
                 await self._give_up(live, key, str(exc))
                 return await _survives(live, at)
             live.restored[slot] = saved
+            if live.kept is not None:
+                live.kept.restored(slot, saved.held)
             live.known.prompts.restored += 1
             live.known.prompts.tokens += saved.tokens
         return True
@@ -212,6 +215,8 @@ class Prompts:
     async def _give_up(self, live: Live, key: str, why: str) -> None:
         self._useless.add(key)
         live.restored.clear()
+        if live.kept is not None:
+            live.kept.forget()
         live.known.prompts.failed += 1
         _log.warning("prompts of %s are not kept from now on: %s", live.known.model.name, why)
         await self._delete(self._shelf.drop_key(key))

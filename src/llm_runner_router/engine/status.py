@@ -47,6 +47,12 @@ class RunnerStatus(Struct, frozen=True):
     prompts_restored: int = 0
     """Prompts given back to a runner of it after a load."""
     tokens_restored: int = 0
+    tokens_kept: int | None = None
+    """Tokens of prompts that the runner certainly has; None where that is not known."""
+    prompt_tokens: int = 0
+    """Tokens of all prompts that were answered."""
+    cached_tokens: int = 0
+    """Of those, what the runner had and did not compute again."""
     guesses: bool = False
     """It guesses tokens ahead (`engine.speculate`)."""
     adapters: tuple[str, ...] = ()
@@ -133,6 +139,9 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         prompts_saved=known.prompts.saved,
         prompts_restored=known.prompts.restored,
         tokens_restored=known.prompts.tokens,
+        tokens_kept=None if live.kept is None else live.kept.tokens,
+        prompt_tokens=known.read,
+        cached_tokens=known.cached,
         made_room=runner.made_room,
         adapters=_adapters(known),
         guesses=bool(live.guesses),

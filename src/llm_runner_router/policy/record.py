@@ -60,6 +60,8 @@ class RequestRecord(Struct, frozen=True, omit_defaults=True):
     usage: Usage | None = None
     estimated: bool = False
     """`usage` was counted by us from the pieces that went out; the target told none."""
+    expected_cached: int | None = None
+    """Tokens of the prompt that a local runner was known to have; what it had is in `usage`."""
     cost: float | None = None
     """US dollars; None when price or usage is not known."""
     first_token_ms: float | None = None
@@ -232,6 +234,7 @@ class _Recorded:
                 attempts=tuple(call.trace.attempts),
                 usage=usage,
                 estimated=estimated,
+                expected_cached=origin.expected if origin else None,
                 cost=origin.cost(usage) if origin else None,
                 first_token_ms=None if self._first is None else _ms(self._first - call.started),
                 tokens_per_second=self._speed(usage, now),
