@@ -178,7 +178,7 @@ class EmbedAll(_Strict):
 
 def checked(body: bytes, model: str = "gemini-3-pro") -> Request:
     """`body` as the API reads it. Raises what it would answer with 400."""
-    asked = msgspec.json.decode(body, type=Request)
+    asked = msgspec.convert(_respelled(json.loads(body)), Request)
     assert asked.contents, "contents is not specified"
     config = asked.generation_config or Config()
     assert len(config.stop_sequences or ()) <= 5, "at most five stop sequences"
@@ -202,6 +202,24 @@ def checked(body: bytes, model: str = "gemini-3-pro") -> Request:
         assert calling.mode in ("ANY", "VALIDATED")
         assert set(calling.allowed_function_names) <= names
     return asked
+
+
+_OWN = frozenset(("args", "response", "parametersJsonSchema", "responseJsonSchema", "properties"))
+
+
+def _respelled(value: Any) -> Any:
+    """Names in snake_case mean the same there, and Google's own client sends some."""
+    if isinstance(value, list):
+        return [_respelled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for name, one in value.items():
+        first, *rest = name.split("_")
+        spelled = first + "".join(word.capitalize() for word in rest)
+        assert spelled not in found, f"{name} came twice"
+        found[spelled] = one if spelled in _OWN else _respelled(one)
+    return found
 
 
 def _check_turns(contents: Sequence[Content], model: str) -> None:
