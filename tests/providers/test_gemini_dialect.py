@@ -342,7 +342,7 @@ async def test_a_host_of_another_dialect_does_not_know_what_vectors_are_for() ->
     async with target_for(reply(200, body)) as (target, _):
         found = await target.embed(EmbedRequest("m", ("a",), task="CLUSTERING"), a_call())
     assert found.origin is not None
-    assert found.origin.fidelity["task"].fate == "dropped"
+    assert found.origin.fidelity["taskType"].fate == "dropped"
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,9 @@ class LocalTarget:
                 f"`{self._name}` gives vectors of {given} numbers, not {wanted}",
                 param="dimensions",
             )
-        return msgspec.structs.replace(found, origin=self._origin)
+        lost = found.origin.fidelity if found.origin is not None else {}
+        origin = msgspec.structs.replace(self._origin, fidelity=lost)
+        return msgspec.structs.replace(found, origin=origin)
 
     def _remote(self, endpoint: Endpoint) -> Connected:
         """The target for this address; the last one is kept, as it seldom changes."""

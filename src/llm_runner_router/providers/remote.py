@@ -200,7 +200,7 @@ class RemoteTarget:
         found = await self._whole_answer(wire, call, lambda data: dialect.parse_embed(data, count))
         origin = self._origin
         if request.task is not None and not dialect.embed_tasks:
-            lost = {"task": Mark("dropped", "vectors are the same there whatever they are for")}
+            lost = {"taskType": Mark("dropped", "vectors are the same there whatever they are for")}
             origin = msgspec.structs.replace(origin, fidelity=lost)
         return msgspec.structs.replace(found, origin=origin)
 
