@@ -132,6 +132,40 @@ def test_run_takes_an_adapter_by_its_name_or_with_a_scale(tmp_path: Path) -> Non
     assert '"m+sea"' in listed
 
 
+@pytest.mark.engine
+def test_an_adapter_comes_from_a_hub_as_a_model_does(
+    hub: FakeHub, llmrr: Run, tmp_path: Path
+) -> None:
+    sea = adapters.make(HUB / "tiny-math", tmp_path / "sea", seed=1, size=0.5)
+    hub.repo("org/sea", {path.name: path.read_bytes() for path in sea.iterdir()})
+    gguf = tmp_path / "lake-lora-f16.gguf"
+    base = ("--base", str(ZOO / "tiny-math.gguf"))
+    assert llmrr("convert", str(sea), str(gguf), *base).code == 0
+    hub.repo("org/lake", {gguf.name: gguf.read_bytes()})
+    config = tmp_path / "llmrr.yaml"
+    config.write_text(
+        "models:\n  m: {target: 'zoo:tiny-math',"
+        " adapters: {sea: 'hf:org/sea', lake: 'hf:org/lake', kept: mine}}\n"
+    )
+
+    def run(model: str) -> Result:
+        options = ("--temperature", "0", "--max-tokens", "8", "--config", str(config))
+        return in_a_process("run", model, "What is 2+3?", *options, stdin="")
+
+    assert llmrr("pull", "hf:org/lake", "--name", "mine").code == 0
+    missing = run("m")
+    assert missing.code == 1
+    assert "the adapter `sea` of `m`: `hf:org/sea` is not on this machine" in missing.err
+    assert "`llmrr pull hf:org/sea`" in missing.err
+    for name in ("hf:org/sea", "hf:org/lake"):
+        assert llmrr("pull", name).code == 0, name
+    answers = [run(name) for name in ("m", "m+sea", "m+lake", "m+kept")]
+    plain, *others = [answer.out for answer in answers]
+    assert plain, answers[0].err
+    assert len(set(others)) == 1, "all are the same adapter"
+    assert others[0] not in ("", plain)
+
+
 def convert(path: str, mix: str) -> Path:
     """Something that counts as made of the model at `path`."""
     home, options = find(os.environ), Options(quantize=mix)

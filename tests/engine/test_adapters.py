@@ -16,7 +16,9 @@ from msgspec import Raw
 from safetensors import numpy as files
 from tests.convert import adapters
 
+from llm_runner_router.convert.base import Options
 from llm_runner_router.convert.gguf_write import GGUFWriter
+from llm_runner_router.convert.hf_gguf import from_safetensors
 from llm_runner_router.engine.adapters import AGAIN, Adapters, check
 from llm_runner_router.engine.prepare import Preparer
 from llm_runner_router.engine.select import EngineSelector
@@ -26,7 +28,7 @@ from llm_runner_router.models.info import Adapter, LocalModel
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.refs import parse
 
-from .locally import HUB, Locally, chat, model_at
+from .locally import HUB, Locally, chat, model_at, until
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("lora")]
 
@@ -194,6 +196,32 @@ def shrunk(base: Path) -> None:
     weights = files.load_file(base / "model.safetensors")
     cut = {n: w[:, : w.shape[1] // 2].copy() if w.ndim == 2 else w for n, w in weights.items()}
     files.save_file(cut, base / "model.safetensors", metadata={"format": "pt"})
+
+
+async def test_a_better_form_of_the_model_has_its_adapters_too(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """It answers with them as it is, and as what it becomes meanwhile; no form goes without."""
+    whole = tmp_path / "whole.gguf"
+    from_safetensors(SOURCE, whole, Options(type="f16"), lambda *_: None)
+    peft = adapters.make(SOURCE, tmp_path / "sea", seed=1)
+    each = (Adapter("sea", peft),)
+    model = model_at(whole, name="m", engine="llamacpp", quantization="q8_0", adapters=each)
+    told: list[LocalModel] = []
+    made = Preparer(EngineSelector(), clock=time.monotonic, environ=environ, replaced=told.append)
+    try:
+        before = await made.ready(model)
+        assert before.path == whole
+        await until(lambda: not made.making("m"))
+        after = await made.ready(model)
+        assert after.path != whole
+        assert after.info.quantisation == "Q8_0"
+        for form in (before, after):
+            (adapter,) = form.adapters
+            check(form.path, adapter.path)
+        assert all(one.adapters[0].path.suffix == ".gguf" for one in told)
+    finally:
+        await made.close()
 
 
 # ---------------------------------------------------------------- the whole way

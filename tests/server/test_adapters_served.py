@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from tests.convert import adapters
 
@@ -104,6 +105,21 @@ async def test_by_name_and_by_field(peft: dict[str, str]) -> None:
             extra_body={"lora": [{"name": "sea"}]},
         )  # fmt: skip
         assert "".join(pieces) == whole.choices[0].text
+
+
+async def test_a_client_that_can_only_name_a_model(peft: dict[str, str]) -> None:
+    async with served({"m": general(peft)}) as api:
+        expected = {name: await say(api, name) for name in ("m", "m+sea")}
+        url = str(api.base_url).removesuffix("/v1/")
+        async with AsyncAnthropic(base_url=url, api_key=api.api_key, max_retries=0) as other:
+            for name, text in expected.items():
+                answer = await other.messages.create(
+                    model=name,
+                    messages=[{"role": "user", "content": SEA}],
+                    max_tokens=24,
+                    extra_body={"temperature": 0},
+                )
+                assert [part.text for part in answer.content if part.type == "text"] == [text]
 
 
 async def test_one_process_for_all_and_who_answered_is_told(peft: dict[str, str]) -> None:
