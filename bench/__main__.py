@@ -18,6 +18,7 @@ SECTIONS = {
     "memory": "bench.memory",
     "runner": "bench.runner",
     "quantize": "bench.quantize",
+    "download": "bench.download",
 }
 """Benchmark to its module; each has `measure(quick=…)`."""
 
