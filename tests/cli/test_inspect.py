@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_runner_router.cli.inspect import needs
+from llm_runner_router.engine import llamacpp
 from llm_runner_router.models.formats import gguf
 from llm_runner_router.models.resolve import ZOO
 
@@ -90,7 +91,7 @@ def test_memory_grows_with_the_context(free: int) -> None:
     import msgspec
 
     info = msgspec.structs.replace(gguf.describe(ZOO / "tiny-math.gguf"), context=40_000)
-    found = needs(info, free)
+    found = needs(info, llamacpp, free)
     assert [need.context for need in found] == [2048, 8192, 32768, 40_000]
     assert [need.bytes for need in found] == sorted({need.bytes for need in found})
     assert all(need.fits == (free > 0) for need in found)

@@ -24,6 +24,7 @@ from llm_runner_router.engine.devices import Machine
 from llm_runner_router.engine.live import Endpoint
 from llm_runner_router.engine.local import LocalTarget
 from llm_runner_router.engine.residency import Residency
+from llm_runner_router.engine.status import RunnerStatus
 from llm_runner_router.models import detect
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.providers.http import HttpClient
@@ -90,6 +91,20 @@ def model_at(path: Path, **changes: object) -> LocalModel:
     name = f"file:{path}"
     model = LocalModel(name=name, path=path, info=info, card=ModelCard(name=name, local=True))
     return msgspec.structs.replace(model, **changes)
+
+
+def check_memory(row: RunnerStatus) -> None:
+    """What a runner takes is about what was expected of it; wide, so that it shows gross errors.
+
+    `python -m bench --only memory` is the close look.
+    """
+    expected = row.expected
+    slack = max(30 << 20, row.predicted // 4)
+    assert row.memory is not None
+    most = row.predicted + row.predicted_prompts
+    assert expected.loaded - slack <= row.memory <= most + slack, row
+    if row.peak is not None:
+        assert row.memory <= row.peak <= max(most, row.predicted_peak) + slack, row
 
 
 class Locally:

@@ -185,7 +185,7 @@ def test_who_writes_no_text_is_not_asked_for_it(model: LocalModel, task: str, gi
 
 
 def test_the_parameters_of_a_runner(model: LocalModel) -> None:
-    place = fit.Placement(context=512, slots=3, bytes=1, prompt_cache=8 << 20)
+    place = fit.Placement(context=512, slots=3, prompt_cache=8 << 20)
     found = llamacpp.parameters(model, CpuPlan(2, 4, "spin"), place, "secret", "chat")
     assert found["n_ctx"] == 1536, "the engine divides it among the slots"
     assert (found["cpuparams.n_threads"], found["cpuparams_batch.n_threads"]) == (2, 4)

@@ -363,7 +363,7 @@ def test_a_name_with_an_adapter_says_it_once(named: LocalModel) -> None:
 
 
 def test_adapters_are_loaded_for_answers_only(named: LocalModel) -> None:
-    placement = fit.Placement(context=512, slots=2, bytes=1)
+    placement = fit.Placement(context=512, slots=2)
     plan = CpuPlan(1, 1, "spin")
     found = llamacpp.parameters(named, plan, placement, "key", "chat")
     loaded = [["/sea.gguf", 0.0], ["/7.gguf", 0.0]]
@@ -372,17 +372,20 @@ def test_adapters_are_loaded_for_answers_only(named: LocalModel) -> None:
 
 
 def test_their_bytes_count_and_no_prompts_are_kept_in_memory(named: LocalModel) -> None:
-    asked: dict[str, Any] = {"slots": 2, "context": None, "budget": 1 << 34}
-    bare = fit.place(named.info, **asked)
-    found = fit.place(named.info, adapters=(5 << 20, 1 << 20), **asked)
+    asked = fit.Wanted(slots=2, budget=1 << 34)
+    bare = fit.place(named.info, asked)
+    found = fit.place(named.info, msgspec.structs.replace(asked, adapters=(5 << 20, 1 << 20)))
     assert bare.prompt_cache > 0
-    assert found.prompt_cache == 0
-    beside = found.bytes - (bare.bytes - bare.prompt_cache)
+    assert found.prompt_cache == found.memory.prompts == 0
+    beside = found.memory.serving - bare.memory.serving
+    assert beside == found.memory.adapters
     assert 6 << 20 < beside < 12 << 20
     assert (found.context, found.slots) == (bare.context, bare.slots)
     one = msgspec.structs.replace(named, adapters=named.adapters[:1])
     places = [
-        placing.known(model, purpose, llamacpp, Engine(slots=2), budget=1 << 34).placement.bytes
+        placing.known(
+            model, purpose, llamacpp, Engine(slots=2), budget=1 << 34
+        ).placement.memory.serving
         for model in (named, one)
         for purpose in purposes()
     ]

@@ -24,6 +24,7 @@ from .locally import (
     PROMPTS,
     Locally,
     chat,
+    check_memory,
     model_at,
     said_by_transformers,
     told,
@@ -73,8 +74,7 @@ def test_greedy_answers_are_those_of_transformers(
         assert first["logprob"] == pytest.approx(expected["logprobs"][first["id"]], abs=1e-3)
     (row,) = [row for row in local.residency.status() if row.name == model.name]
     assert (row.engine, row.state) == (model.engine, "ready")
-    assert row.memory is not None
-    assert row.memory < row.reserved
+    check_memory(row)
 
 
 def test_a_common_beginning_is_computed_once(local: Locally, model: LocalModel) -> None:

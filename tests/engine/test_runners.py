@@ -39,7 +39,7 @@ from llm_runner_router.refs import parse
 from llm_runner_router.types import Call
 
 from .endless import endless, go_on
-from .locally import CALL, Engines, chat, engines, until
+from .locally import CALL, Engines, chat, check_memory, engines, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -66,8 +66,7 @@ async def test_a_model_answers_and_the_status_tells_of_it(math: LocalModel) -> N
         assert (row.name, row.purpose, row.state) == ("zoo:tiny-math", "chat", "ready")
         assert row.pid is not None
         assert psutil.pid_exists(row.pid)
-        assert row.memory is not None
-        assert 1 << 20 < row.memory <= row.reserved
+        check_memory(row)
         assert row.tokens_per_second is not None
         assert row.tokens_per_second > 0
         assert (row.served, row.queued, row.failures) == (1, 0, 0)

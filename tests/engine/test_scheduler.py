@@ -63,6 +63,37 @@ def test_larger_than_the_budget_is_refused_with_both_numbers() -> None:
     assert "5 MiB" in refused.message
 
 
+def test_the_top_of_a_load_must_fit_and_is_free_again_after_it() -> None:
+    heavy = Need("heavy", 4, 1, loading=9)
+    s = new(budget=10)
+    (start,) = s.on_request(1, heavy, 0)
+    assert isinstance(start, Start)
+    assert s.on_request(2, SMALL, 0) == [], "1 of 10 is left while it loads"
+    assert s.on_loaded(start.runner, 1) == [Grant(1, start.runner), Start(2, "s")]
+    assert [view.bytes for view in s.runners()] == [4, 2]
+    (refused,) = new(budget=8).on_request(1, heavy, 0)
+    assert isinstance(refused, Refuse), "it can never be loaded"
+
+
+def test_an_engines_code_counts_once_for_all_its_runners() -> None:
+    one, two = (Need(key, 3, 1, engine="e", code=3) for key in "xy")
+    s = new(budget=9)
+    loaded(s, one)
+    assert s.on_request(1, two, 1) == [Start(2, "y")], "3 + 3 and the code"
+    assert [view.bytes for view in s.runners()] == [4, 4], "each has its part of the code"
+    other = Need("z", 3, 1, engine="f", code=3)
+    s = new(budget=9)
+    loaded(s, one)
+    assert s.on_request(1, other, 1) == [Stop(1, "evicted")], "its code is its own"
+
+
+def test_the_last_runner_of_an_engine_takes_its_code_along() -> None:
+    s = new(budget=10)
+    loaded(s, Need("x", 4, 1, engine="e", code=4))
+    assert s.on_request(1, Need("big", 9, 1), 1) == [Stop(1, "evicted")]
+    assert s.on_exit(1, "", 2) == [Start(2, "big")]
+
+
 def test_an_idle_model_makes_room_and_the_new_one_waits_for_its_exit() -> None:
     s = new()
     loaded(s, A)

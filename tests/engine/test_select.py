@@ -43,9 +43,7 @@ class Made:
     def can_run(self, info: ModelInfo, machine: Machine) -> Verdict:
         return self._verdict
 
-    def place(
-        self, info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
-    ) -> fit.Placement:
+    def place(self, info: ModelInfo, wanted: fit.Wanted) -> fit.Placement:
         raise NotImplementedError
 
     def order(

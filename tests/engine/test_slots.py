@@ -13,7 +13,7 @@ import pytest
 from llm_runner_router.config import Engine
 from llm_runner_router.deltas import Answer
 from llm_runner_router.engine import slots as slots_module
-from llm_runner_router.engine.fit import place
+from llm_runner_router.engine.fit import Wanted, place
 from llm_runner_router.engine.residency import Residency
 from llm_runner_router.engine.slots import tokens_of
 from llm_runner_router.engine.status import RunnerStatus
@@ -49,7 +49,7 @@ def text() -> LocalModel:
 @pytest.fixture
 def room(math: LocalModel) -> int:
     """A budget with room for one model."""
-    return place(math.info, slots=2, context=None, budget=1 << 34).bytes * 3 // 2
+    return place(math.info, Wanted(slots=2, budget=1 << 34)).bytes * 5 // 4
 
 
 def files(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from .locally import (
     PROMPTS,
     Locally,
     chat,
+    check_memory,
     model_at,
     said_by_transformers,
     written,
@@ -62,8 +63,7 @@ def test_greedy_answers_are_those_of_transformers(
         assert answer.text == "".join(one["token"] for one in told)
     row = next(row for row in local.residency.status() if row.name == model.name)
     assert (row.engine, row.state) == ("torch", "ready")
-    assert row.memory is not None
-    assert row.memory < row.reserved
+    check_memory(row)
 
 
 def test_greedy_answers_are_those_of_llama_cpp(

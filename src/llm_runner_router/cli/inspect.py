@@ -23,7 +23,8 @@ from . import output
 from .group import Verb
 
 if TYPE_CHECKING:
-    from llm_runner_router.engine.base import Verdict
+    from llm_runner_router.engine.base import Engine, Verdict
+    from llm_runner_router.engine.fit import Memory
     from llm_runner_router.models.info import ModelInfo
 
 CONTEXTS: Final = (2048, 8192, 32768, 131072)
@@ -39,8 +40,12 @@ class Need(Struct, frozen=True):
 
     context: int
     bytes: int
+    """What it takes while it answers, without prompts that may be kept beside."""
     fits: bool
-    """Within the memory that can be taken now."""
+    """Within the memory that can be taken now, also while it loads."""
+    loading: int
+    """What it takes at the top of its load."""
+    terms: Memory
 
 
 class Facts(Struct, frozen=True):
@@ -48,6 +53,8 @@ class Facts(Struct, frozen=True):
 
     inspection: Inspection
     memory: tuple[Need, ...]
+    memory_engine: str
+    """The engine whose memory that is: the one that would run it, else the first that could."""
     engines: tuple[Verdict, ...]
     features: dict[str, tuple[str, ...]]
     """What each engine that can run it does beside answering (`engine.base.Feature`)."""
@@ -106,26 +113,31 @@ def gather(path: Path) -> Facts:
     selector = EngineSelector()
     verdicts = selector.rank(found.info, machine)
     able = [v.engine for v in verdicts if v.score > 0 and not v.by_name]
+    first = next((v.engine for v in verdicts if v.can and not v.by_name), able[0] if able else "")
+    engine = selector.engines.get(first)
     return Facts(
         inspection=found,
-        memory=needs(found.info, machine.available),
+        memory=() if engine is None else needs(found.info, engine, machine.available),
+        memory_engine=first,
         engines=verdicts,
         features={name: tuple(sorted(selector.engines[name].FEATURES)) for name in able},
         prompt=_prompt(found.info.chat_template),
     )
 
 
-def needs(info: ModelInfo, available: int) -> tuple[Need, ...]:
-    """Memory at several contexts, up to what the model was trained for."""
-    from llm_runner_router.engine.fit import place
+def needs(info: ModelInfo, engine: Engine, available: int) -> tuple[Need, ...]:
+    """Memory that `engine` takes at several contexts, up to what the model was trained for."""
+    from llm_runner_router.engine.fit import Wanted
 
     trained = info.context
     contexts = [n for n in CONTEXTS if not trained or n < trained] + ([trained] if trained else [])
     found = []
     for context in contexts:
         embed = info.task != "generate"
-        need = place(info, slots=1, context=context, budget=available, embed=embed).bytes
-        found.append(Need(context, need, need <= available))
+        wanted = Wanted(slots=1, budget=available, context=context, embed=embed)
+        terms = engine.place(info, wanted).memory
+        fits = max(terms.serving, terms.loading) <= available
+        found.append(Need(context, terms.serving, fits, terms.loading, terms))
     return tuple(found)
 
 
@@ -149,13 +161,9 @@ def _print(facts: Facts, *, why: bool) -> None:
     if found.classes:
         print("\nweights")
         output.pairs([(name, _types(types)) for name, types in found.classes.items()], "  ")
-    if info.layers and not info.part:
-        print("\nmemory")
-        rows = [
-            (f"{n.context} tokens", format_size(n.bytes) + ("" if n.fits else ", not free now"))
-            for n in facts.memory
-        ]
-        output.pairs(rows, "  ")
+    if info.layers and facts.memory and not info.part:
+        print(f"\nmemory, on {facts.memory_engine}, one request at a time")
+        output.pairs([(f"{n.context} tokens", _need(n, why=why)) for n in facts.memory], "  ")
     print("\nengines")
     shown = [v for v in facts.engines if why or (v.score > 0 and not v.by_name)]
     rows = [(v.engine, _verdict(v) + _without(facts.features.get(v.engine))) for v in shown]
@@ -202,6 +210,26 @@ def _about(path: str, info: ModelInfo) -> list[tuple[str, str]]:
 def _types(types: dict[str, int]) -> str:
     ordered = sorted(types.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {format_size(size)}" for name, size in ordered)
+
+
+def _need(need: Need, *, why: bool) -> str:
+    """The sum; with `why`, or where loading takes more, what it is made of."""
+    terms = need.terms
+    text = format_size(need.bytes)
+    if why:
+        parts = [
+            (terms.process + terms.code, "the process"),
+            (terms.weights, "weights"),
+            (terms.mapped, "the mapped file"),
+            (terms.cache, "keys and values"),
+            (terms.work, "work buffers"),
+        ]
+        text += " = " + " + ".join(f"{format_size(size)} {name}" for size, name in parts if size)
+    if need.loading > need.bytes:
+        text += f", {format_size(need.loading)} while it loads"
+    if why and terms.prompts:
+        text += f", up to {format_size(terms.prompts)} more for prompts that are kept"
+    return text + ("" if need.fits else ", not free now")
 
 
 def _verdict(verdict: Verdict) -> str:

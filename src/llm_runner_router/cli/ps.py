@@ -13,7 +13,7 @@ from . import client, output
 from .group import Verb, place
 
 HEAD = (
-    *("MODEL", "STATE", "ENGINE", "PID", "THREADS", "WAIT", "MEMORY", "TOK/S"),
+    *("MODEL", "STATE", "ENGINE", "PID", "THREADS", "WAIT", "MEMORY", "PREDICTED", "TOK/S"),
     *("QUEUE", "ACTIVE", "SERVED", "KEPT", "HITS", "RESTORED", "EXPIRES"),
 )
 NUMBERS = tuple(name for name in HEAD if name not in ("MODEL", "STATE", "ENGINE", "WAIT"))
@@ -51,6 +51,7 @@ def row(runner: Mapping[str, Any]) -> tuple[str, ...]:
         _number(runner.get("threads")),
         str(runner.get("wait_policy") or ""),
         format_size(memory) if memory else "",
+        _predicted(runner),
         f"{speed:.0f}" if speed else "",
         _number(runner.get("queued")),
         _number(runner.get("active")),
@@ -100,6 +101,14 @@ def _number(value: Any) -> str:
 
 def _share(part: Any, whole: Any) -> str:
     return f"{part / whole:.0%}" if whole else ""
+
+
+def _predicted(runner: Mapping[str, Any]) -> str:
+    """What it was expected to take with every slot full, and what kept prompts may add."""
+    serving, prompts = runner.get("predicted") or 0, runner.get("predicted_prompts") or 0
+    if not serving:
+        return ""
+    return format_size(serving) + (f" +{format_size(prompts)}" if prompts else "")
 
 
 def _expires(runner: Mapping[str, Any]) -> str:

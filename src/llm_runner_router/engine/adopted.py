@@ -19,7 +19,7 @@ from llm_runner_router.types import ModelCard
 from .adapting import adapt as adapt
 from .base import RUNNERS, Feature, Purpose, Verdict
 from .devices import Machine
-from .fit import Placement
+from .fit import Memory, Placement, Wanted
 from .threads import CpuPlan
 
 NAME = "adopted"
@@ -54,11 +54,9 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     return Verdict(NAME, 1.0, "is what `adopt` in the configuration says", by_name=True)
 
 
-def place(
-    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
-) -> Placement:
+def place(info: ModelInfo, wanted: Wanted) -> Placement:
     """The memory that the configuration says; the server has its own context."""
-    return Placement(context=info.context, slots=slots, bytes=info.bytes)
+    return Placement(info.context, wanted.slots, Memory(process=info.bytes))
 
 
 def order(

@@ -21,7 +21,7 @@ from llm_runner_router.models.info import LocalModel, ModelInfo
 from llm_runner_router.types import Request
 
 from .devices import Machine
-from .fit import Placement
+from .fit import Placement, Wanted
 from .threads import CpuPlan
 
 Purpose = Literal["chat", "embed", "rerank"]
@@ -147,10 +147,12 @@ class Engine(Protocol):
         """Judge a model by its facts alone; whether the engine is installed is asked elsewhere."""
         ...
 
-    def place(
-        self, info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
-    ) -> Placement:
-        """Context, slots and memory for a model; as `fit.place`, in this engine's measure."""
+    def place(self, info: ModelInfo, wanted: Wanted) -> Placement:
+        """Context, slots and memory for a model, by the terms that this engine's process has.
+
+        `fit.settle` chooses context and slots by what is counted for them. A term that is not
+        known is 0; with no `work` told, what was reserved stays reserved after the load.
+        """
         ...
 
     def order(

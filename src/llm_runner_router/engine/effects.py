@@ -26,11 +26,23 @@ class Need(Struct, frozen=True):
 
     key: str
     bytes: int
+    """What its process takes at most once it is loaded, without `code`."""
     slots: int
     pinned: bool = False
     model: str = ""
     """The model without the purpose; empty is the key itself."""
     groups: tuple[Group, ...] = ()
+    loading: int = 0
+    """What it takes for a while when it loads, without `code`, if that is more than `bytes`."""
+    engine: str = ""
+    """The engine that will run it."""
+    code: int = 0
+    """What the engine's code takes, once for all of its processes."""
+
+    @property
+    def peak(self) -> int:
+        """What must be free for it to be loaded, beside the engine's code."""
+        return max(self.bytes, self.loading)
 
     @property
     def name(self) -> str:

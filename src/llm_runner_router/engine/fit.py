@@ -1,21 +1,31 @@
 """How much memory a model takes, and how much context it gets. Pure.
 
-Knows: the sizes of weights, of the key-value cache and of work buffers. Does not know: the machine;
-the budget is an argument. Estimates are upper bounds: the scheduler adds them up.
+Knows: the terms that a runner's memory is made of, the sizes of weights, keys and values, and the
+numbers of llama.cpp; engines of ours with numbers of their own count in their modules. Does not
+know: the machine; the budget is an argument.
+
+The numbers are bytes of the process itself (anonymous pages, pages of the model's file) and of the
+code that all runners of an engine share, apart. Together they are what the system calls resident;
+in proportion to who shares them (PSS) the same process differs by the size of the code.
+`python -m bench --only memory` compares every engine's estimate with what is measured.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llm_runner_router.models.info import ModelInfo
 
-PROCESS = 22 * 1024 * 1024
-"""Bytes of the runner itself: interpreter, engine's code and tables, its HTTP threads. An empty one
-takes 25 MiB alone and 16 where many others share its libraries; the spare shares them always.
-`python -m bench --only memory` compares the whole estimate with what is measured."""
+MIB = 1 << 20
+PROCESS = 14 * MIB
+"""Bytes of llama.cpp's runner itself: interpreter, the engine's tables, its HTTP threads. Measured
+right after the load, less weights and cache: 13.5 to 14.9 MiB for 0.9 to 140 M weights."""
+CODE = 20 * MIB
+"""Bytes of its code (interpreter and libraries): 19.5 MiB after the load, 19.8 in service."""
 DEFAULT_CONTEXT = 2048
 """For a file that does not say what it was trained for."""
 LEAST_CONTEXT = 4096
@@ -24,14 +34,18 @@ EMBED_CONTEXT = 8192
 """Longest text to embed when nothing is configured: its work buffers grow with it."""
 UBATCH = 512
 """Tokens computed at a time; sets the size of the work buffers."""
-
-
-GRAPH = 1024 * 1024
+CHUNK = 256
+"""Tokens of a prompt that our own endpoint computes at a time (`runners/run.py`)."""
+GRAPH = MIB
 """Bytes of the nodes that one LoRA adapter adds to the engine's graphs."""
 
 KvType = Literal["f16", "q8_0"]
 """How keys and values are kept."""
-_KV_BYTES: dict[KvType, tuple[int, int]] = {"f16": (2, 1), "q8_0": (34, 32)}
+_KV_BYTES: dict[Literal["f16", "q8_0", "f32"], tuple[int, int]] = {
+    "f16": (2, 1),
+    "q8_0": (34, 32),
+    "f32": (4, 1),
+}
 """Bytes per number, as a fraction: a block of Q8_0 is 32 numbers and a 16-bit scale."""
 REPACKED = frozenset({"Q4_0", "Q4_K", "Q2_K", "IQ4_NL", "MXFP4"})
 """Types that the engine may copy into another order at load, for its matrix kernels. Which of them
@@ -48,20 +62,134 @@ _WINDOWED: dict[str, tuple[int, int]] = {
 window are counted as if every layer saw everything."""
 
 
+class Memory(Struct, frozen=True):
+    """What a runner takes, term by term, in bytes; 0 is what there is not."""
+
+    process: int = 0
+    """The process itself: interpreter, HTTP, what the libraries keep for themselves."""
+    code: int = 0
+    """Pages of the libraries' code; in memory once for all runners of the engine."""
+    weights: int = 0
+    """Weights that were read, copied or converted."""
+    mapped: int = 0
+    """Pages of the model's file that stay in memory: shared with whoever maps it too."""
+    adapters: int = 0
+    """LoRA adapters, with what they add to everything else."""
+    cache: int = 0
+    """Keys and values of all slots."""
+    late: bool = False
+    """The cache grows with the requests; else it is there from the load on."""
+    work: int = 0
+    """Work buffers; they come with the first long prompts."""
+    prompts: int = 0
+    """Prompts kept after their slot went to another request, at most. Many runners never have so
+    many, so it is told apart from the rest."""
+    draft: int = 0
+    """A model that may guess for it, all in all; apart, as it comes and goes."""
+    peak: int = 0
+    """What loading takes for a while beside what is there after it."""
+
+    @property
+    def loaded(self) -> int:
+        """All right after the load."""
+        rest = self.process + self.code + self.weights + self.mapped + self.adapters
+        return rest + (0 if self.late else self.cache)
+
+    @property
+    def serving(self) -> int:
+        """All with every slot full, and no prompt kept beside them."""
+        return self.loaded + (self.cache if self.late else 0) + self.work
+
+    @property
+    def most(self) -> int:
+        """All that it may take while it serves."""
+        return self.serving + self.prompts + self.draft
+
+    @property
+    def loading(self) -> int:
+        """All at the top of its load."""
+        return self.loaded + self.peak
+
+    @property
+    def later(self) -> int:
+        """What may come after the load; a draft model is there from the load on, or never."""
+        return self.serving + self.prompts - self.loaded
+
+
 class Placement(Struct, frozen=True):
-    """How a model is loaded: tokens per request, requests at a time, bytes in all."""
+    """How a model is loaded: tokens per request, requests at a time, memory."""
 
     context: int
     slots: int
-    bytes: int
+    memory: Memory = Memory()
     prompt_cache: int = 0
-    """Bytes of those for prompts kept after their slot went to another request."""
+    """The limit told to the engine for prompts kept after their slot went to another request."""
     kv_type: KvType = "f16"
     mapped: bool = True
     """The file is mapped into memory; else it is read, so that what is copied is there once."""
 
+    @property
+    def bytes(self) -> int:
+        """What must be free for it: loading may take more than serving."""
+        return max(self.memory.most, self.memory.loading)
 
-def kv_bytes(info: ModelInfo, tokens: int, kv_type: KvType = "f16") -> int:
+
+class Wanted(Struct, frozen=True):
+    """What a model is to be placed for: the settings that its memory depends on."""
+
+    slots: int
+    """Requests at a time; fewer only if even the least context needs it."""
+    budget: int
+    """Bytes that there are for all models."""
+    context: int | None = None
+    """Tokens per request as configured, which is never changed. None: what the model was trained
+    for, halved (not below `LEAST_CONTEXT`) while the model would take more than half the budget."""
+    embed: bool = False
+    """For embeddings or scores: texts are computed whole, and no cache is kept."""
+    kv_type: KvType = "f16"
+    """How keys and values are kept, where the engine lets one choose."""
+    options: Mapping[str, Any] = {}
+    """What the configuration says to the engine of this model."""
+    draft: ModelInfo | None = None
+    """A model that may guess for it in the same process."""
+    adapters: tuple[int, ...] = ()
+    """Bytes of each of its LoRA adapters."""
+
+
+def settle(
+    info: ModelInfo, wanted: Wanted, count: Callable[[int, int], Memory], **more: Any
+) -> Placement:
+    """Context and slots for a model, by what an engine counts for them.
+
+    Args:
+        info: the model's facts.
+        wanted: what it is placed for.
+        count: the memory with so many tokens of context for each of so many slots.
+        more: further fields of the placement.
+
+    Returns:
+        The placement; its bytes may exceed the budget, which the scheduler refuses with both
+        numbers.
+    """
+    trained = info.context or DEFAULT_CONTEXT
+    tokens, slots = min(wanted.context or trained, trained), wanted.slots
+    if wanted.embed:
+        if wanted.context is None:
+            tokens = min(tokens, EMBED_CONTEXT)
+        return Placement(tokens, slots, count(tokens, slots), **more)
+    found = Placement(tokens, slots, count(tokens, slots), **more)
+    while wanted.context is None and found.context > LEAST_CONTEXT:
+        if found.bytes <= wanted.budget // 2:
+            break
+        tokens = max(LEAST_CONTEXT, found.context // 2)
+        found = replace(found, context=tokens, memory=count(tokens, slots))
+    while found.slots > 1 and found.bytes > wanted.budget:
+        slots = found.slots - 1
+        found = replace(found, slots=slots, memory=count(found.context, slots))
+    return found
+
+
+def kv_bytes(info: ModelInfo, tokens: int, kv_type: Literal["f16", "q8_0", "f32"] = "f16") -> int:
     """Bytes of keys and values of one slot for `tokens`: layers · kv heads · length each.
 
     Layers with a window keep that much and a batch. With latent attention (MLA) the values are
@@ -103,9 +231,13 @@ def work_bytes(info: ModelInfo, tokens: int, *, slots: int = 1, ubatch: int = UB
     mask of attention, F16; logits and the sampler's candidates of one token per slot.
     """
     batch = min(ubatch, tokens)
-    hidden = 4 * batch * (2 * _mlp_width(info) + 7 * info.width)
     mask = 2 * batch * tokens
-    return hidden + mask + 24 * info.vocabulary * slots
+    return hidden_bytes(info, batch) + mask + 24 * info.vocabulary * slots
+
+
+def hidden_bytes(info: ModelInfo, tokens: int) -> int:
+    """Bytes between two layers for `tokens` at a time: see `work_bytes`."""
+    return 4 * tokens * (2 * _mlp_width(info) + 7 * info.width)
 
 
 def _mlp_width(info: ModelInfo) -> int:
@@ -122,17 +254,6 @@ def _mlp_width(info: ModelInfo) -> int:
     return max(2 * info.width, min(8 * info.width, found))
 
 
-def draft_bytes(draft: ModelInfo, tokens: int, slots: int) -> int:
-    """Bytes of a model that guesses for another: it has the other's context and slots.
-
-    Its keys and values are F16 whatever the other's are. Whether its file is mapped follows the
-    other's, so weights that are repacked are counted twice.
-    """
-    kept = kv_bytes(draft, tokens) * slots
-    work = work_bytes(draft, tokens, slots=slots)
-    return draft.bytes + _repacked(draft) + kept + work
-
-
 def adapter_bytes(info: ModelInfo, sizes: tuple[int, ...], tokens: int) -> int:
     """Bytes of LoRA adapters whose files have `sizes`, for a context of `tokens`.
 
@@ -145,78 +266,64 @@ def adapter_bytes(info: ModelInfo, sizes: tuple[int, ...], tokens: int) -> int:
     return sum(sizes) + len(sizes) * GRAPH + 4 * min(UBATCH, tokens) * _mlp_width(info)
 
 
-def place(
-    info: ModelInfo,
-    *,
-    slots: int,
-    context: int | None,
-    budget: int,
-    embed: bool = False,
-    kv_type: KvType = "f16",
-    draft: ModelInfo | None = None,
-    adapters: tuple[int, ...] = (),
-) -> Placement:
-    """Context and slots for a model within `budget` bytes.
-
-    Args:
-        slots: requests at a time that are wanted; fewer only if even the least context needs it.
-        context: tokens per request as configured; it is never changed. None: what the model was
-            trained for, halved (not below `LEAST_CONTEXT`) while the model would take more than
-            half the budget.
-        embed: for embeddings, which are computed whole and keep no cache worth counting.
-        kv_type: how keys and values are kept.
-        draft: a model that may guess for it in the same process.
-        adapters: bytes of each of its LoRA adapters. With any, no prompts are kept after their
-            slot went to another request: the engine would find them by their tokens (`lora.py`).
-
-    Returns:
-        The placement; its bytes may exceed the budget, which the scheduler refuses with both
-        numbers.
-    """
-    trained = info.context or DEFAULT_CONTEXT
-    tokens = min(context or trained, trained)
+def place(info: ModelInfo, wanted: Wanted) -> Placement:
+    """Context, slots and memory for a model with llama.cpp."""
     mapped = is_mapped(info)
-    if embed:
-        if context is None:
-            tokens = min(tokens, EMBED_CONTEXT)
-        work = work_bytes(info, tokens, ubatch=tokens)
-        need = PROCESS + weight_bytes(info) + kv_bytes(info, tokens) + work
-        return Placement(context=tokens, slots=slots, bytes=need, mapped=mapped)
+    kv_type = "f16" if wanted.embed else wanted.kv_type
 
-    def cache() -> int:
-        return 0 if adapters else _prompt_cache(info, tokens, kv_type)
-
-    def total() -> int:
-        kept = kv_bytes(info, tokens, kv_type) * slots + cache()
-        beside = draft_bytes(draft, tokens, slots) if draft is not None else 0
+    def count(tokens: int, slots: int) -> Memory:
+        copied = _repacked(info)
+        memory = Memory(
+            process=PROCESS,
+            code=CODE,
+            weights=copied if mapped else info.bytes,
+            mapped=info.bytes if mapped else 0,
+        )
+        if wanted.embed:
+            cache, work = kv_bytes(info, tokens), work_bytes(info, tokens, ubatch=tokens)
+            return replace(memory, cache=cache, work=work)
+        cache = kv_bytes(info, tokens, kv_type) * slots
         work = work_bytes(info, tokens, slots=slots)
-        loras = adapter_bytes(info, adapters, tokens)
-        return PROCESS + weight_bytes(info) + loras + kept + work + beside
+        memory = replace(memory, cache=cache, work=work)
+        if wanted.draft is not None:
+            memory = replace(memory, draft=draft_bytes(wanted.draft, tokens, slots))
+        if wanted.adapters:
+            # No prompts are kept then: the engine would find them by their tokens (`lora.py`).
+            beside = adapter_bytes(info, wanted.adapters, tokens)
+            return replace(memory, adapters=beside)
+        return replace(memory, prompts=_kept(info, tokens, kv_type))
 
-    if context is None:
-        while tokens > LEAST_CONTEXT and total() > budget // 2:
-            tokens = max(LEAST_CONTEXT, tokens // 2)
-    while slots > 1 and total() > budget:
-        slots -= 1
-    return Placement(tokens, slots, total(), prompt_cache=cache(), kv_type=kv_type, mapped=mapped)
+    found = settle(info, wanted, count, kv_type=kv_type, mapped=mapped)
+    if not found.memory.prompts:
+        return found
+    return replace(found, prompt_cache=prompt_cache(info, found.context, kv_type))
 
 
-def _prompt_cache(info: ModelInfo, tokens: int, kv_type: KvType) -> int:
-    """Room for two whole contexts, between 8 MiB and 256 MiB."""
-    return max(8 << 20, min(256 << 20, 2 * kv_bytes(info, tokens, kv_type)))
+def draft_bytes(draft: ModelInfo, tokens: int, slots: int) -> int:
+    """Bytes of a model that guesses for another: it has the other's context and slots.
 
-
-def grows(info: ModelInfo, placement: Placement, draft: ModelInfo | None = None) -> int:
-    """Bytes that a loaded model may still take beyond what was measured right after its load.
-
-    Keys and values, kept prompts and work buffers are not there before they are written. What was
-    written already is counted twice, so measured and this together are an upper bound. `draft` is
-    the model that guesses for it, if it is loaded beside it.
+    Its keys and values are F16 whatever the other's are. Whether its file is mapped follows the
+    other's, so weights that are repacked are counted twice.
     """
-    kept = kv_bytes(info, placement.context, placement.kv_type) * placement.slots
-    work = work_bytes(info, placement.context, slots=placement.slots)
-    beside = 0
-    if draft is not None:
-        beside = kv_bytes(draft, placement.context) * placement.slots
-        beside += work_bytes(draft, placement.context, slots=placement.slots)
-    return kept + placement.prompt_cache + work + beside
+    kept = kv_bytes(draft, tokens) * slots
+    work = work_bytes(draft, tokens, slots=slots)
+    return draft.bytes + _repacked(draft) + kept + work
+
+
+def prompt_cache(info: ModelInfo, tokens: int, kv_type: KvType = "f16") -> int:
+    """The limit for kept prompts: room for two whole contexts, between 8 MiB and 256 MiB.
+
+    In whole MiB, as the engine takes it; a prompt that is larger alone is not kept at all.
+    """
+    room = max(8 * MIB, min(256 * MIB, 2 * kv_bytes(info, tokens, kv_type)))
+    return -(-room // MIB) * MIB
+
+
+def _kept(info: ModelInfo, tokens: int, kv_type: KvType) -> int:
+    """What kept prompts take at most: the limit, and the pieces of one that is gone.
+
+    glibc gives back at once only what was larger than 32 MiB. Measured with 140 M weights: 35 to 38
+    MiB for prompts of 11 with a limit of 22, and 88 for prompts of 44 with a limit of 88.
+    """
+    one = kv_bytes(info, tokens, kv_type)
+    return prompt_cache(info, tokens, kv_type) + (one if one < 32 * MIB else 0)

@@ -76,10 +76,17 @@ class Known:
     @property
     def need(self) -> Need:
         """What the scheduler is told of it."""
-        place = self.placement
-        name = self.model.name
+        memory, name = self.placement.memory, self.model.name
         return Need(
-            key(name, self.purpose), place.bytes, place.slots, self.pinned, name, self.groups
+            key(name, self.purpose),
+            memory.most - memory.code,
+            self.placement.slots,
+            self.pinned,
+            name,
+            self.groups,
+            loading=memory.loading - memory.code,
+            engine=self.engine.NAME,
+            code=memory.code,
         )
 
 

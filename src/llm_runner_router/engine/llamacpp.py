@@ -39,7 +39,7 @@ from . import fit, lora
 from .adapting import check, plain, sampled, spliced
 from .base import RUNNERS, Adapted, Feature, Purpose, Verdict, foreign_type
 from .devices import Machine
-from .fit import UBATCH, KvType, Placement
+from .fit import UBATCH, Placement, Wanted
 from .references import moved
 from .threads import CpuPlan
 
@@ -83,28 +83,9 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     return Verdict(NAME, 1.0, "reads GGUF as it is")
 
 
-def place(
-    info: ModelInfo,
-    *,
-    slots: int,
-    context: int | None,
-    budget: int,
-    embed: bool = False,
-    kv_type: KvType = "f16",
-    draft: ModelInfo | None = None,
-    adapters: tuple[int, ...] = (),
-) -> Placement:
-    """See `fit.place`, which measures this engine."""
-    return fit.place(
-        info,
-        slots=slots,
-        context=context,
-        budget=budget,
-        embed=embed,
-        kv_type=kv_type,
-        draft=draft,
-        adapters=adapters,
-    )
+def place(info: ModelInfo, wanted: Wanted) -> Placement:
+    """See `fit.place`, whose numbers are this engine's."""
+    return fit.place(info, wanted)
 
 
 def order(

@@ -14,14 +14,14 @@ from .adapting import adapt as adapt
 from .base import RUNNERS, Feature, Verdict
 from .devices import Machine
 from .endpoint import order as order
-from .fit import Placement
+from .fit import Memory, Placement, Wanted
 
 NAME = "mock"
 EXTRA: str | None = None
 NEEDS: tuple[str, ...] = ()
 RUNNER = f"{RUNNERS}.mock"
 FEATURES: frozenset[Feature] = endpoint.FEATURES | {"embed", "rerank", "one_process"}
-BYTES = 64 * 1024 * 1024
+MEMORY = Memory(process=40 << 20, code=24 << 20)
 """What it counts for in the budget; the process takes about that."""
 CONTEXT = 4096
 
@@ -31,8 +31,6 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     return Verdict(NAME, 0.01, "answers without a model, for tests", by_name=True)
 
 
-def place(
-    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
-) -> Placement:
+def place(info: ModelInfo, wanted: Wanted) -> Placement:
     """The same for every model."""
-    return Placement(context=context or info.context or CONTEXT, slots=slots, bytes=BYTES)
+    return Placement(wanted.context or info.context or CONTEXT, wanted.slots, MEMORY)

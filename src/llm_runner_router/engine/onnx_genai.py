@@ -10,8 +10,6 @@ answers in one computation (they take turns).
 
 from __future__ import annotations
 
-import msgspec
-
 from llm_runner_router.models.info import ModelInfo
 
 from . import onnx
@@ -19,8 +17,8 @@ from .adapting import adapt as adapt
 from .base import RUNNERS, Feature, Verdict
 from .devices import Machine
 from .endpoint import FEATURES as LOGITS
-from .fit import Placement
 from .onnx import order as order
+from .onnx import place as place
 
 NAME = "onnx_genai"
 EXTRA: str | None = "onnx"
@@ -38,13 +36,3 @@ def can_run(info: ModelInfo, machine: Machine) -> Verdict:
     if not onnx.is_genai(info):
         return Verdict(NAME, 0.0, "needs `genai_config.json` beside the graph, which is not there")
     return Verdict(NAME, 0.9, "reads it as it is")
-
-
-def place(
-    info: ModelInfo, *, slots: int, context: int | None, budget: int, embed: bool = False
-) -> Placement:
-    """As `fit.place`; each slot's keys and values are F32 and taken whole when it is first used."""
-    wide = msgspec.structs.replace(
-        info, key_length=2 * info.key_length, value_length=2 * info.value_length
-    )
-    return onnx.with_copies(info, wide, slots=slots, context=context, budget=budget, embed=embed)

@@ -10,7 +10,7 @@ from llm_runner_router.models.info import LocalModel
 
 from . import base, llamacpp
 from .effects import Group
-from .fit import Placement, kv_bytes
+from .fit import Placement, Wanted, kv_bytes
 from .kept import Kept
 from .live import Known, Purpose, purpose_of
 from .speculate import Guesses
@@ -64,22 +64,20 @@ def kept(known: Known, guesses: Guesses) -> Kept | None:
 def _place(
     model: LocalModel, purpose: Purpose, engine: base.Engine, settings: Settings, budget: int
 ) -> Placement:
-    slots, context = settings.slots, settings.context
     # One process may serve every purpose; a model that does not write keeps no cache in any.
     embed = purpose != "chat" or model.info.task != "generate"
-    if engine.RUNNER != llamacpp.RUNNER:
-        return engine.place(model.info, slots=slots, context=context, budget=budget, embed=embed)
-    drafts = model.draft is not None and settings.speculate in ("auto", "draft") and not embed
-    return llamacpp.place(
-        model.info,
-        slots=slots,
-        context=context,
+    drafts = settings.speculate in ("auto", "draft") and not embed
+    wanted = Wanted(
+        slots=settings.slots,
         budget=budget,
+        context=settings.context,
         embed=embed,
         kv_type=settings.kv_type,
+        options=model.options,
         draft=model.draft.info if model.draft is not None and drafts else None,
         adapters=() if embed else tuple(adapter.bytes for adapter in model.adapters),
     )
+    return engine.place(model.info, wanted)
 
 
 def _groups(name: str, settings: Settings) -> tuple[Group, ...]:

@@ -31,7 +31,7 @@ from llm_runner_router.errors import (
 from llm_runner_router.models.info import LocalModel
 from llm_runner_router.types import Call
 
-from . import base, devices, fit, llamacpp, placing, threads
+from . import base, devices, llamacpp, placing, threads
 from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
 from .live import Known, Lease, Live, Purpose, purpose_of
@@ -52,6 +52,8 @@ SAMPLE = 2.0
 PURPOSES: tuple[Purpose, ...] = ("chat", "embed", "rerank")
 FRESH = 0.25
 """A look older than this is repeated before a model is loaded."""
+FAR = 1.25
+"""So many times what was expected is worth a line in the log."""
 STOPPING = 12.0
 """Seconds that `stop` waits for the process to be gone; requests in work may take longer."""
 _log = logging.getLogger(__name__)
@@ -370,22 +372,19 @@ class Residency:
 
     def _measure(self, number: int, live: Live) -> None:
         """Replace the estimate of a runner's memory by what it takes and may still take."""
-        known, worker = live.known, live.worker
-        if not placing.is_fast(known) or worker is None:
-            return  # how others grow is not known
-        taken = worker.memory()
-        if not taken:
-            return
-        draft = known.model.draft if live.guesses == "draft" else None
-        beside = draft.info if draft is not None else None
-        most = taken + fit.grows(known.model.info, known.placement, beside)
-        self._post(partial(self._scheduler.on_measured, number, most))
-        if taken > known.placement.bytes:
+        known, memory = live.known, live.known.placement.memory
+        taken = live.worker.memory() if live.worker is not None else 0
+        if not memory.work or not taken:
+            return  # how it grows is not known
+        own = max(0, taken - memory.code)
+        self._post(partial(self._scheduler.on_measured, number, own + memory.later))
+        expected = memory.loaded + (memory.draft if live.guesses == "draft" else 0)
+        if taken > expected * FAR:
             _log.warning(
-                "%s takes %d MiB right after its load; %d MiB were reserved",
+                "%s takes %d MiB right after its load; %d MiB were expected",
                 known.model.name,
                 taken >> 20,
-                known.placement.bytes >> 20,
+                expected >> 20,
             )
 
     async def _keep_prompts(self, live: Live) -> None:

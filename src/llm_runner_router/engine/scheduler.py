@@ -52,9 +52,10 @@ class _Waiter(Struct):
 
 class _Runner(Struct):
     number: int
-    key: str
+    need: Need
+    """As it was when it was started."""
     bytes: int
-    slots: int
+    """What it takes at most, without its engine's code: of loading, later of serving."""
     state: Literal["loading", "ready", "retiring", "stopping"]
     last_used: float
     active: dict[int, float] = {}
@@ -64,6 +65,10 @@ class _Runner(Struct):
     since: float = 0.0
     """When it was started."""
     made_room: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.need.key
 
 
 class _Model(Struct):
@@ -137,6 +142,7 @@ class Scheduler:
         if found is not None and found.state == "loading":
             model = self._models[found.key]
             found.state, found.last_used = "ready", now
+            found.bytes = found.need.bytes
             took = now - found.since
             model.reload = took if not model.reload else model.reload + 0.3 * (took - model.reload)
             model.coming = None
@@ -146,7 +152,8 @@ class Scheduler:
         return self._flush(now)
 
     def on_measured(self, runner: int, count: int, now: float) -> list[Effect]:
-        """What a loaded runner takes at most was measured: less than was reserved becomes free.
+        """What a loaded runner takes at most, without its engine's code, was measured: less than
+        was reserved becomes free.
 
         More is not noted here: memory that is taken already cannot be refused.
         """
@@ -232,7 +239,7 @@ class Scheduler:
         if model is not None and need is not None:
             model.need = need
         if model is not None and model.current is not None and model.coming is None:
-            if self._used() + model.need.bytes <= self.limits.budget and not self._hungry():
+            if self._missing(model.need) <= 0 and not self._hungry():
                 self._start(model, now)
         return self._flush(now)
 
@@ -302,7 +309,13 @@ class Scheduler:
         """All runners that are not gone, for display."""
         return tuple(
             RunnerView(
-                r.number, r.key, r.state, len(r.active), r.bytes, self._expires(r), r.made_room
+                r.number,
+                r.key,
+                r.state,
+                len(r.active),
+                self._taken(r),
+                self._expires(r),
+                r.made_room,
             )
             for r in self._runners.values()
         )
@@ -325,7 +338,7 @@ class Scheduler:
             runner = self._runners.get(model.current or 0)
             if runner is None:
                 continue
-            while model.waiters and len(runner.active) < runner.slots:
+            while model.waiters and len(runner.active) < runner.need.slots:
                 waiter = model.waiters.popleft()
                 runner.active[waiter.ticket] = now
                 runner.last_used = now
@@ -341,7 +354,7 @@ class Scheduler:
         Nobody behind may take the room meanwhile.
         """
         for model in self._hungry_by_age(now):
-            missing = self._used() + model.need.bytes - self.limits.budget
+            missing = self._missing(model.need)
             if missing <= 0 and not self._crowds(model.need, ()):  # 1
                 self._start(model, now)
                 continue
@@ -371,7 +384,7 @@ class Scheduler:
         lost = self._models[runner.key]
         model.gone_for_it = (
             *model.gone_for_it[-7:],
-            f"{runner.key}: {_mib(runner.bytes)}, loads in {lost.reload:.2f} s,"
+            f"{runner.key}: {_mib(self._taken(runner))}, loads in {lost.reload:.2f} s,"
             f" asked {lost.uses.lately(now):.1f} times lately",
         )
         self._retire(runner, "evicted")
@@ -411,9 +424,8 @@ class Scheduler:
         self._next += 1
         self._runners[number] = _Runner(
             number,
-            need.key,
-            need.bytes,
-            need.slots,
+            need,
+            need.peak,
             "loading",
             now,
             since=now,
@@ -473,18 +485,33 @@ class Scheduler:
 
     # ------------------------------------------------------------ numbers
 
-    def _used(self) -> int:
-        return sum(runner.bytes for runner in self._runners.values())
+    def _missing(self, need: Need) -> int:
+        """Bytes that are not there for one more runner; 0 or less if it fits."""
+        used = sum(self._taken(r) for r in self._runners.values())
+        code = 0 if self._alike(need.engine) else need.code
+        return used + need.peak + code - self.limits.budget
+
+    def _taken(self, runner: _Runner) -> int:
+        """What it counts for: its own, and its part of its engine's code.
+
+        What becomes free when one of several goes is a little less; the next look sees that.
+        """
+        need = runner.need
+        return runner.bytes + need.code // max(1, self._alike(need.engine))
+
+    def _alike(self, engine: str) -> int:
+        """How many runners have the code of `engine`."""
+        return sum(r.need.engine == engine for r in self._runners.values())
 
     def _bytes(self, states: tuple[str, ...]) -> int:
-        return sum(r.bytes for r in self._runners.values() if r.state in states)
+        return sum(self._taken(r) for r in self._runners.values() if r.state in states)
 
     def _residents(self, now: float) -> list[Resident]:
         """Ready runners; one whose model is waited for is in use."""
         return [
             Resident(
                 runner=r.number,
-                bytes=r.bytes,
+                bytes=self._taken(r),
                 last_used=r.last_used,
                 active=len(r.active) + len(model.waiters),
                 pinned=model.need.pinned,
@@ -516,21 +543,24 @@ class Scheduler:
     def _too_big(self, need: Need) -> str | None:
         """Why the model can never be loaded beside what is pinned; None if it can."""
         for group in need.groups:
-            if (others := self._pinned_in(group, need)) and len(others) >= group.at_once:
+            if (names := self._pinned_in(group, need)) and len(names) >= group.at_once:
                 return (
                     f"of its group `{group.name}` {group.at_once} may be loaded at once, and"
-                    f" pinned are {', '.join(sorted(others))}"
+                    f" pinned are {', '.join(sorted(names))}"
                 )
         budget = self.limits.budget
-        pinned = sum(
-            m.need.bytes
+        others = [
+            m.need
             for key, m in self._models.items()
             if m.need.pinned and key != need.key and (m.current or m.coming)
-        )
-        if need.bytes + pinned <= budget:
+        ]
+        shared = {n.engine: n.code for n in others if n.engine != need.engine}
+        pinned = sum(n.bytes for n in others) + sum(shared.values())
+        whole = need.peak + need.code
+        if whole + pinned <= budget:
             return None
         beside = f", and {_mib(pinned)} are taken by pinned models" if pinned else ""
-        return f"it needs {_mib(need.bytes)} of memory; the budget is {_mib(budget)}{beside}"
+        return f"it needs {_mib(whole)} of memory; the budget is {_mib(budget)}{beside}"
 
     def _pinned_in(self, group: Group, need: Need) -> set[str]:
         """Other models of the group that are loaded and stay so."""

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from . import adopted
 from .effects import ModelView, RunnerView
+from .fit import Memory
 from .live import Known, Live, Purpose
 from .scheduler import Scheduler
 
@@ -28,7 +29,9 @@ class RunnerStatus(Struct, frozen=True):
     batch_threads: int | None = None
     wait_policy: str | None = None
     memory: int | None = None
-    """Memory the process takes, shared pages in proportion."""
+    """Memory the process takes, with pages that others share."""
+    peak: int | None = None
+    """The most it ever took, where the system tells."""
     reserved: int = 0
     """Memory it counts for in the budget."""
     context: int = 0
@@ -63,7 +66,13 @@ class RunnerStatus(Struct, frozen=True):
     """Tokens guessed by n-grams and by its draft model, since it was asked for first."""
     guessed_right: int = 0
     predicted: int = 0
-    """Memory it was expected to take at most; `reserved` may be less once it was measured."""
+    """Memory it was expected to take with every slot full and no prompt kept beside them."""
+    predicted_prompts: int = 0
+    """What prompts kept in memory may take beside that, at most."""
+    predicted_peak: int = 0
+    """Memory it was expected to take at the top of its load."""
+    expected: Memory = Memory()
+    """The terms of all that."""
     made_room: tuple[str, ...] = ()
     """What was evicted so that it could be loaded: bytes, seconds of loading, requests lately."""
     failures: int = 0
@@ -113,7 +122,7 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
     # What was planned is not what somebody else's server does.
     plan = None if known.engine.NAME == adopted.NAME else live.plan
     ready = live.endpoint is not None
-    draft = known.model.draft
+    draft, memory = known.model.draft, known.placement.memory
     return RunnerStatus(
         name=known.model.name,
         purpose=known.purpose,
@@ -124,6 +133,7 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         batch_threads=plan.batch_threads if plan is not None else None,
         wait_policy=plan.wait if plan is not None else None,
         memory=worker.memory() if worker is not None else None,
+        peak=(worker.peak() or None) if worker is not None else None,
         reserved=runner.bytes,
         context=known.placement.context,
         slots=known.placement.slots,
@@ -148,7 +158,10 @@ def _row(runner: RunnerView, live: Live, view: ModelView, now: float) -> RunnerS
         draft=draft.name if draft is not None and live.guesses == "draft" else "",
         guessed=known.pace.guessed + known.pace.drafted,
         guessed_right=known.pace.right + known.pace.drafted_right,
-        predicted=known.placement.bytes,
+        predicted=memory.serving + (memory.draft if live.guesses == "draft" else 0),
+        predicted_prompts=memory.prompts,
+        predicted_peak=memory.loading,
+        expected=memory,
         failures=view.restarts,
         last_error=view.last_error,
     )

@@ -98,6 +98,7 @@ class OnnxModel:
         options.inter_op_num_threads = 1
         spin = "1" if order.options.get("spin") else "0"
         options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+        options.enable_cpu_mem_arena = bool(order.options.get("arena", True))
         options.log_severity_level = 3
         self._runtime: Any = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]

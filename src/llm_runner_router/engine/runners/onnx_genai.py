@@ -121,6 +121,7 @@ def settings(order: Order) -> dict[str, Any]:
     return {
         "intra_op_num_threads": order.threads,
         "inter_op_num_threads": 1,
+        "enable_cpu_mem_arena": bool(order.options.get("arena", True)),
         "session.intra_op.allow_spinning": "1" if order.options.get("spin") else "0",
     }
 

@@ -7,6 +7,7 @@ the model's runs: `trust_remote_code` is off, and pickles are read with `weights
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from .sampling import Logits
 from .session import Order, Pair, Session
 from .vocabulary import HubVocabulary
 
-DTYPES = ("float32", "bfloat16", "float16")
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Values of `dtype`, and what safetensors calls them."""
 
 
 def serve(order: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
@@ -40,8 +42,8 @@ def load(order: Order) -> TorchModel:
     hub.refuse_code(folder)
     config = hub.read_json(folder / "config.json")
     dtype = str(order.options.get("dtype", "float32"))
-    if dtype not in DTYPES:
-        raise Refusal(f"`dtype` is one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype not in TYPES:
+        raise Refusal(f"`dtype` is one of {', '.join(TYPES)}, not {dtype!r}")
     device = str(order.options.get("device", "auto"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,13 +197,42 @@ def _load(folder: Path, kind: str, dtype: Any) -> Any:
         "encoder": transformers.AutoModel,
         "rerank": transformers.AutoModelForSequenceClassification,
     }
-    return classes[kind].from_pretrained(
+    found = classes[kind].from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
         weights_only=True,
     )
+    return _loose(found, folder, dtype)
+
+
+def _loose(model: Any, folder: Path, dtype: Any) -> Any:
+    """`model`, with copies of those tensors that alone would keep the file mapped.
+
+    What has the wanted type already is not converted but a piece of the mapped file, all of whose
+    pages stay in memory then: with 140 M weights of F16 made F32, 267 MiB for norms of 0.1 MiB.
+    Where most of the file is used like that, it stays.
+    """
+    from safetensors import safe_open
+
+    wanted = TYPES[str(dtype).removeprefix("torch.")]
+    shapes: set[tuple[int, ...]] = set()
+    same = whole = 0
+    for path in folder.glob("*.safetensors"):
+        whole += path.stat().st_size
+        with safe_open(path, "pt") as opened:
+            for name in opened.keys():  # it is no mapping
+                piece = opened.get_slice(name)
+                if piece.get_dtype() == wanted:
+                    shapes.add(tuple(piece.get_shape()))
+                    same += math.prod(piece.get_shape()) * int(dtype.itemsize)
+    if 2 * same > whole:
+        return model
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tuple(tensor.shape) in shapes:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def pooled(hidden: Any, mask: Any, how: str) -> Any:
