@@ -161,7 +161,7 @@ async def test_promises_outlive_the_runner_with_its_prompts(
 ) -> None:
     rng = Random(8)
     other = resolve(parse("zoo:tiny-text"))
-    room = fit.place(math.info, slots=2, context=None, budget=1 << 34).bytes * 3 // 2
+    room = fit.place(math.info, fit.Wanted(slots=2, budget=1 << 34)).bytes * 5 // 4
     talk: tuple[Message, ...] = (SYSTEM, question(rng, 12))
     async with running(tmp_path, slots=2, memory=room) as e:
         await ready(e, math)

@@ -218,6 +218,6 @@ def test_vectors_are_pooled_as_the_model_says(
 ) -> None:
     info = msgspec.structs.replace(model.info, pooling=said)
     model = msgspec.structs.replace(model, info=info)
-    placement = fit.place(model.info, slots=1, context=256, budget=1 << 30, embed=True)
+    placement = fit.place(model.info, fit.Wanted(slots=1, context=256, budget=1 << 30, embed=True))
     found = llamacpp.parameters(model, CpuPlan(1, 1, "spin"), placement, "key", purpose)
     assert found["pooling_type"] == {"enum": ["llama_pooling_type", f"LLAMA_POOLING_TYPE_{told}"]}
