@@ -99,6 +99,12 @@ class AppLeaves:
 
     def _with_adapters(self, name: str, model: LocalModel, facts: Node) -> LocalModel:
         """`model` under its own name, on the engine that has adapters, with those of `facts`."""
+        if facts.engine not in (None, llamacpp.NAME):
+            raise ConfigError(
+                f"`{name}` has `adapters`, which work on `{llamacpp.NAME}`, not on"
+                f" `{facts.engine}`",
+                hint="leave the engine out",
+            )
         if model.info.task != "generate":
             raise ConfigError(
                 f"`{name}` has `adapters`, which are for models that write; it is one to"

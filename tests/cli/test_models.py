@@ -124,6 +124,8 @@ def test_run_takes_an_adapter_by_its_name_or_with_a_scale(tmp_path: Path) -> Non
     assert plain.out != other.out
     assert run("m", "--lora", "sea").out == other.out
     assert run("m", "--lora", "sea=0").out == plain.out
+    assert run("zoo:tiny-math", "--lora", str(sea)).out == other.out, "one that is not configured"
+    assert run("m", "--lora", f"{sea}=0").out == plain.out
     for wrong, words in (("lake", "there are: `sea`"), ("sea=much", "'much' is no number")):
         refused = run("m", "--lora", wrong)
         assert refused.code > 0

@@ -219,6 +219,8 @@ def test_adapters_are_loaded_with_a_model_and_asked_for(
             model.complete("What is 12 + 30?", lora="sea")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ModelFileError, match="the adapter `sea`"):
         SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(FOLDER)})
+    with pytest.raises(ConfigError, match="`llamacpp`, not on `mock`"):
+        SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(sea)}, engine="mock")
     with pytest.raises(ModelFileError, match="the adapter `sea`"):
         SyncLLMRouter.load("zoo:tiny-math", adapters={"sea": str(tmp_path / "gone")})
     assert runners() == []

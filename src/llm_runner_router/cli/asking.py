@@ -89,18 +89,25 @@ class Voice(Protocol):
 
 
 @contextmanager
-def voice(place: Place, model: str = "", engine: str | None = None) -> Iterator[Voice]:
+def voice(
+    place: Place,
+    model: str = "",
+    engine: str | None = None,
+    adapters: Mapping[str, str] | None = None,
+) -> Iterator[Voice]:
     """The running server if there is one, else the models in this process.
 
     Args:
         model, engine: if an engine is named, this model runs on it, in this process.
+        adapters: LoRA adapters by name, which are loaded with `model`, in this process, too.
 
     Raises:
         ConfigError: the configuration cannot be used.
         Unavailable: a server was named and does not answer.
     """
-    found = client.running(place) if engine is None else None
-    speaking: Voice = Remote(found) if found else Local(_on(load(place), model, engine))
+    own = engine is not None or bool(adapters)
+    found = None if own else client.running(place)
+    speaking: Voice = Remote(found) if found else Local(_on(load(place), model, engine, adapters))
     try:
         yield speaking
     finally:
@@ -114,13 +121,17 @@ def load(place: Place) -> Config:
     return config_load.load(place.config, os.environ, {})
 
 
-def _on(config: Config, model: str, engine: str | None) -> Config:
-    """`config`, with `model` on `engine`."""
-    if engine is None:
+def _on(
+    config: Config, model: str, engine: str | None, adapters: Mapping[str, str] | None
+) -> Config:
+    """`config`, with `model` on `engine`, and with `adapters`."""
+    if engine is None and not adapters:
         return config
     entry = config.models.get(model, model)
     node = Node(target=entry) if isinstance(entry, str) else entry
-    node = msgspec.structs.replace(node, engine=engine)
+    node = msgspec.structs.replace(
+        node, engine=engine or node.engine, adapters={**node.adapters, **(adapters or {})}
+    )
     return msgspec.structs.replace(config, models={**config.models, model: node})
 
 

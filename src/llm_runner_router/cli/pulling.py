@@ -54,7 +54,7 @@ def pull(
 
 
 def ensure(model: str) -> None:
-    """Bring `model` here if it is a reference to something that is not; anything else is left.
+    """Bring `model`, or an adapter, here if it refers to something that is not; others are left.
 
     Raises:
         RunnerError: it cannot be had.
@@ -68,7 +68,7 @@ def ensure(model: str) -> None:
     from llm_runner_router.models.resolve import resolve
 
     try:
-        resolve(ref)
+        resolve(ref, part=None)
     except UnknownModel:
         pull(ref)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from llm_runner_router import refs
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.home import find
 from llm_runner_router.units import format_duration
@@ -31,7 +32,8 @@ PROMPT, MORE = ">>> ", "... "
     "--lora",
     metavar="NAME[=SCALE]",
     multiple=True,
-    help="Apply this LoRA adapter of the model; may be given several times.",
+    help="Apply this LoRA adapter of the model; or a path or reference, which is loaded with it, in"
+    " this process. May be given several times.",
 )
 @click.option("--verbose", is_flag=True, help="Tell figures after every answer.")
 def command(
@@ -51,12 +53,15 @@ def command(
     """
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if lora:
-        options["lora"] = [_adapter(one) for one in lora]
+    wanted = [_adapter(one) for one in lora]
+    if wanted:
+        options["lora"] = wanted
+    files = {one["name"]: one["name"] for one in wanted if _is_reference(one["name"])}
     chat = Chat(model=model, system=system, options=options, verbose=verbose)
     once = _once(prompt)
-    pulling.ensure(model)
-    with asking.voice(place(), model, engine) as voice:
+    for reference in (model, *files):
+        pulling.ensure(reference)
+    with asking.voice(place(), model, engine, files) as voice:
         if once is not None:
             _answer(voice, chat.asked(once))
             return 0
@@ -70,11 +75,18 @@ def _adapter(text: str) -> dict[str, Any]:
     Raises:
         click.BadParameter: the scale is no number.
     """
-    name, _, scale = text.partition("=")
+    name, equals, scale = text.rpartition("=")
+    if not equals:
+        return {"name": text}
     try:
-        return {"name": name} | ({"scale": float(scale)} if scale else {})
+        return {"name": name, "scale": float(scale)}
     except ValueError:
         raise click.BadParameter(f"{scale!r} is no number", param_hint="--lora") from None
+
+
+def _is_reference(name: str) -> bool:
+    """Whether it is a path or something on a hub, not the name of an adapter."""
+    return refs.parse(name).kind not in ("name", "provider")
 
 
 def _once(words: tuple[str, ...]) -> str | None:
