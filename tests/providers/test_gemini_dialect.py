@@ -20,11 +20,11 @@ from llm_runner_router.errors import (
     UpstreamError,
     UpstreamRefused,
 )
+from llm_runner_router.providers import dialects
 from llm_runner_router.providers.dialects.gemini import GeminiEvents, parse_body, parse_embed
 from llm_runner_router.providers.dialects.gemini_errors import parse_error
 from llm_runner_router.providers.hosts import find
 from llm_runner_router.providers.reader import StreamReader
-from llm_runner_router.providers.sse import SSEParser
 from llm_runner_router.types import (
     Delta,
     EmbedRequest,
@@ -87,9 +87,16 @@ async def test_a_stream_over_the_wire() -> None:
 BYTES = b"".join(event(one).replace(b"\n", b"\r\n") for one in CALLS)
 
 
+def reader_of(choices: int = 1) -> StreamReader:
+    framing = dialects.find("gemini").framing()
+    return StreamReader(GeminiEvents(), framing, choices, lambda payload: payload)
+
+
 def read(data: bytes, choices: int = 1) -> tuple[list[Delta], RunnerError | None]:
     """What a reader makes of a stream that ends after `data`."""
-    reader = StreamReader(GeminiEvents(), SSEParser(), choices, lambda payload: payload)
+    reader = StreamReader(
+        GeminiEvents(), dialects.find("gemini").framing(), choices, lambda payload: payload
+    )
     deltas = reader.feed(data) + reader.end()
     return deltas, reader.failure
 
@@ -119,7 +126,9 @@ async def test_a_stream_cut_at_any_byte_is_never_a_success() -> None:
 async def test_a_stream_cut_into_any_chunks_is_the_same() -> None:
     expected = await added(read(BYTES)[0])
     for size in (1, 2, 3, 7, 64):
-        reader = StreamReader(GeminiEvents(), SSEParser(), 1, lambda payload: payload)
+        reader = StreamReader(
+            GeminiEvents(), dialects.find("gemini").framing(), 1, lambda payload: payload
+        )
         deltas = []
         for start in range(0, len(BYTES), size):
             deltas += reader.feed(BYTES[start : start + size])
@@ -180,12 +189,23 @@ async def test_a_prompt_that_is_refused_is_told_at_once() -> None:
         assert answer.usage == Usage(4)
 
 
-async def test_an_error_inside_a_stream() -> None:
-    overloaded = {"error": {"code": 503, "message": "Overloaded", "status": "UNAVAILABLE"}}
+OVERLOADED = {"error": {"code": 503, "message": "Overloaded", "status": "UNAVAILABLE"}}
 
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        event(OVERLOADED),
+        json.dumps(OVERLOADED, indent=2).encode() + b"\n",
+        json.dumps([OVERLOADED], indent=2).encode(),
+    ],
+)
+async def test_an_error_inside_a_stream(told: bytes) -> None:
     async def fails(seen: Seen) -> None:
         await seen.head()
-        await seen.chunk(event(CALLS[1]) + event(overloaded))
+        await seen.chunk(event(CALLS[1]))
+        await seen.chunk(told[:9])
+        await seen.chunk(told[9:])
         await seen.end()
 
     async with at(fails) as (target, _):
@@ -193,6 +213,17 @@ async def test_an_error_inside_a_stream() -> None:
     assert isinstance(error, UpstreamError)
     assert error.upstream_status == 503
     assert "Overloaded" in error.message
+
+
+@pytest.mark.parametrize("told", [b"{" * 99_000 + b"\n}", b"{\n" * 2000, b"[]\n", b"{\n"])
+async def test_bare_lines_that_are_no_error_break_a_stream(told: bytes) -> None:
+    async def fails(seen: Seen) -> None:
+        await seen.head()
+        await seen.chunk(event(CALLS[1]) + told)
+        await seen.end()
+
+    async with at(fails) as (target, _):
+        assert isinstance(await broken(target, ASK), StreamBroken)
 
 
 def test_a_chunk_that_is_none_changes_nothing() -> None:

@@ -384,6 +384,8 @@ def test_a_schema_that_leads_to_itself_ends() -> None:
     tree: dict[str, Any] = {"properties": {"next": {"$ref": "#"}}}
     to_google(Raw(json.dumps(tree).encode()), "p", receipt)
     assert "itself" in receipt.marks["p"].how
+    many: dict[str, Any] = {"properties": {name: {"$ref": "#"} for name in "abc"}}
+    to_google(Raw(json.dumps(many).encode()), "p", receipt)  # in three to the 64th steps
     lost: dict[str, Any] = {"$ref": "#/$defs/none"}
     assert to_google(Raw(json.dumps(lost).encode()), "p", receipt) == {}
 

@@ -38,7 +38,7 @@ def from_google(schema: Any) -> Any:
                 found[key] = value.lower()
         elif key in ("properties", "$defs", "defs") and isinstance(value, dict):
             found[key] = {name: from_google(one) for name, one in value.items()}
-        elif key in ("items", "anyOf", "additionalProperties"):
+        elif key in ("items", "anyOf", "additionalProperties") and isinstance(value, dict | list):
             found[key] = from_google(value)
         elif key == "example":
             found["examples"] = [value]
@@ -50,11 +50,11 @@ def from_google(schema: Any) -> Any:
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    if "anyOf" in schema:
+    if isinstance(schema.get("anyOf"), list):
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     if "type" not in schema:
         return schema
     found = {**schema, "type": [schema["type"], "null"]}
-    if "enum" in schema:
+    if isinstance(schema.get("enum"), list):
         found["enum"] = [*schema["enum"], None]
     return found

@@ -17,6 +17,7 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadResponse, RunnerError, UpstreamError
 from llm_runner_router.fidelity import Receipt
+from llm_runner_router.providers.sse import SSEParser
 from llm_runner_router.types import (
     GOOGLE,
     Delta,
@@ -29,7 +30,7 @@ from llm_runner_router.types import (
     Wire,
 )
 
-from .base import Dialect, Header, Quirks, WireRequest
+from .base import Dialect, Framing, Header, Quirks, WireRequest
 from .gemini_errors import parse_error, parse_event_error
 from .gemini_request import GENERATE, build_embed, build_request
 
@@ -54,6 +55,9 @@ a natural end, so a reason that is not known here is none."""
 _UNSPECIFIED = "FINISH_REASON_UNSPECIFIED"
 _NONE = Raw(b"")
 MAX_CANDIDATES = 128
+MAX_ERROR_LINES = 256
+MAX_ERROR = 64 * 1024
+"""Lines and bytes of a bare error inside a stream."""
 
 
 class _Call(Struct, rename="camel", gc=False):
@@ -140,6 +144,10 @@ class Gemini(Dialect):
         """See `Dialect`."""
         return GeminiEvents()
 
+    def framing(self) -> Framing:
+        """See `_Lines`."""
+        return _Lines()
+
     def parse_body(self, body: bytes, wire: WireRequest) -> tuple[Delta, ...]:
         """See `parse_body`."""
         return parse_body(body)
@@ -155,6 +163,39 @@ class Gemini(Dialect):
     def parse_embed(self, body: bytes, count: int) -> Embeddings:
         """See `parse_embed`."""
         return parse_embed(body, count)
+
+
+class _Lines(SSEParser):
+    """Server-sent events, and an error that comes in the middle of them as bare JSON.
+
+    Google's servers write an error so that happens after the head of the response is out.
+    """
+
+    __slots__ = ("_bare", "_bytes_held", "_lines_held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bare: list[bytes] = []
+        self._lines_held = 0
+        self._bytes_held = 0
+
+    def _take(self, line: bytes, payloads: list[bytes]) -> None:
+        if not self._bare and line[:1] not in (b"{", b"["):
+            super()._take(line, payloads)
+            return
+        self._lines_held += 1
+        self._bytes_held += len(line)
+        if self._lines_held > MAX_ERROR_LINES or self._bytes_held > MAX_ERROR:
+            return  # no error is so long; the stream ends without a finish
+        self._bare.append(line)
+        whole = b"\n".join(self._bare)
+        try:
+            value = msgspec.json.decode(whole)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return
+        self._bare.clear()
+        error = value[0] if isinstance(value, list) and value else value
+        payloads.append(msgspec.json.encode(error))
 
 
 class GeminiEvents:

@@ -30,6 +30,8 @@ _KEPT = frozenset(
 _FORMATS = frozenset(("int32", "int64", "float", "double", "date-time", "enum"))
 MAX_DEPTH = 64
 """How deep a schema may be written out; names inside of it may stand for each other."""
+MAX_PARTS = 10_000
+"""Schemas in a schema that is written out: two names that stand for themselves make many."""
 
 
 def overlooked(schema: Any) -> set[str]:
@@ -69,11 +71,13 @@ class _ToGoogle:
     def __init__(self, root: Any) -> None:
         self.lost: set[str] = set()
         self._root = root
+        self._left = MAX_PARTS
 
     def schema(self, one: Any, depth: int) -> dict[str, Any]:
         if not isinstance(one, dict):
             return {}
-        if depth > MAX_DEPTH:
+        self._left -= 1
+        if depth > MAX_DEPTH or self._left < 0:
             self.lost.add("$ref that leads to itself")
             return {}
         if "$ref" in one:
