@@ -136,7 +136,8 @@ class AppLeaves:
         )
         leaf = self._target(name, model, card, adapter)
         measured = Measure(leaf, self._stats, self._clock)
-        return Entry(card, measured, model=model, kind="model with an adapter")
+        kind = "model with an adapter"
+        return Entry(card, measured, model=model, outlook=leaf.outlook, kind=kind)
 
     def adopted(self, name: str, node: Node) -> Entry:
         """See `app_tree.Leaves`."""
@@ -158,7 +159,8 @@ class AppLeaves:
     def _run(self, name: str, model: LocalModel, facts: Node) -> Entry:
         card = _card(model.card, name, facts)
         leaf = self._target(name, model, card)
-        return Entry(card, Measure(leaf, self._stats, self._clock), leaf, leaf, model=model)
+        measured = Measure(leaf, self._stats, self._clock)
+        return Entry(card, measured, leaf, leaf, model=model, outlook=leaf.outlook)
 
     def _target(
         self, name: str, model: LocalModel, card: ModelCard, adapter: str = ""

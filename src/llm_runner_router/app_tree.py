@@ -28,7 +28,7 @@ from .strategies.race import Race
 from .strategies.stats import LiveStats
 from .strategies.sticky import Sticky
 from .strategies.weighted import Weighted
-from .types import Embedder, ModelCard, Reranker, Target
+from .types import Embedder, ModelCard, Outlook, Request, Reranker, Target
 
 AUTOS: dict[str, Objective] = {
     "auto": "balanced",
@@ -62,6 +62,8 @@ class Entry(Struct, frozen=True):
     reranker: Reranker | None = None
     model: LocalModel | None = None
     """The file behind it, if it runs here."""
+    outlook: Callable[[Request], Outlook | None] | None = None
+    """Tells what its runner has of a request, if it is one model that runs here."""
     kind: str = "target"
 
 
@@ -277,7 +279,7 @@ class Tree:
         unique = {entry.target.name: entry for entry in entries}
         target = Auto(
             name,
-            [Choice(entry.target, entry.card) for entry in unique.values()],
+            [Choice(entry.target, entry.card, entry.outlook) for entry in unique.values()],
             settings.objective,
             stats=self._stats,
             classify=self._classify,

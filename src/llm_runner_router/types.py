@@ -376,6 +376,19 @@ class ModelCard(Struct, frozen=True):
 # ---------------------------------------------------------------- the call and its notebook
 
 
+class Outlook(Struct, frozen=True, gc=False):
+    """What is known of a request at a local target before it is sent there."""
+
+    prompt_tokens: int | None = None
+    """About how many tokens the prompt has; None if the target cannot tell better than others."""
+    cached_tokens: int | None = None
+    """Of those, what its runner has and need not read, at least; None if that is not known."""
+    reading: float | None = None
+    """Tokens of a prompt that it reads in a second, as measured."""
+    loading: float = 0.0
+    """Seconds until its runner answers: none if it is loaded."""
+
+
 class Candidate(Struct, frozen=True):
     """One option a router weighed. `rejected` is the hard constraint it failed, if any."""
 
@@ -386,6 +399,10 @@ class Candidate(Struct, frozen=True):
     """Expected US dollars for this request."""
     seconds: float | None = None
     """Expected seconds to the whole answer."""
+    prompt_tokens: int | None = None
+    """About how many tokens the prompt has there, where `cached_tokens` is known."""
+    cached_tokens: int | None = None
+    """Tokens of the prompt that its runner has and need not read, at least."""
     rejected: str | None = None
 
 

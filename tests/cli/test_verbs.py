@@ -175,14 +175,14 @@ def test_explain_shows_every_candidate(capsys: pytest.CaptureFixture[str]) -> No
     from llm_runner_router.types import Candidate
 
     candidates = (
-        Candidate("a", 0.9, quality=0.95, cost=0.0, seconds=0.1),
+        Candidate("a", 0.9, 0.95, 0.0, 0.1, prompt_tokens=1406, cached_tokens=1280),
         Candidate("b", quality=0.5, cost=0.0012, seconds=2, rejected="cannot call tools"),
     )
     decision = Decision("auto", "a", "best", task="math", confidence=0.8, candidates=candidates)
     explain._print(Explained("auto", decision).decision or decision)
     out = capsys.readouterr().out.splitlines()
     assert "task      math (80% sure)" in out
-    assert out[-2].split() == ["*", "a", "0.900", "95%", "$0", "0.10"]
+    assert out[-2].split() == ["*", "a", "0.900", "95%", "$0", "0.10", "1,280", "of", "1,406"]
     assert out[-1].split() == ["b", "50%", "$0.0012", "2.00", "cannot", "call", "tools"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -14,7 +15,7 @@ from llm_runner_router.strategies.auto import ATTEMPTS, Auto, Choice
 from llm_runner_router.strategies.stats import FAILURES, LiveStats
 from llm_runner_router.strategies.tasks import classify
 from llm_runner_router.testing import FakeClock, FakeTarget, a_call, a_request
-from llm_runner_router.types import Call, ModelCard, Request, Tool
+from llm_runner_router.types import Call, ModelCard, Outlook, Request, Tool
 
 SCORES = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6, "e": 0.5}
 
@@ -140,3 +141,38 @@ async def test_nothing_to_choose_from() -> None:
     with pytest.raises(Unavailable):
         async with auto.open(a_request(), a_call()):
             raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("objective", ["speed", "balanced", "least-loaded"])
+def test_replicas_differ_by_what_they_have_of_the_prompt(objective: Objective) -> None:
+    pool = Pool()
+    kept = {"a": "sea", "b": "river", "c": "lake"}
+
+    def outlook(name: str) -> Callable[[Request], Outlook]:
+        def of(request: Request) -> Outlook:
+            has = kept[name] in request.messages[0].text
+            return Outlook(100, 90 if has else 0, reading=1000.0)
+
+        return of
+
+    choices = [
+        Choice(target, ModelCard(name, local=True), outlook(name))
+        for name, target in pool.targets.items()
+        if name in kept
+    ]
+    replicas = Auto(
+        "replicas",
+        choices,
+        objective,
+        stats=pool.stats,
+        classify=classify,
+        clock=pool.clock,
+        rng=Random(1),
+    )
+    for name, word in kept.items():
+        for _ in range(5):
+            assert replicas.decide(a_request(f"Tell me about the {word}.")).chosen == name
+    pool.stats.begin("b")
+    busy = replicas.decide(a_request("Tell me about the river."))
+    if objective == "least-loaded":
+        assert busy.chosen != "b", "who waits has gained nothing"

@@ -18,6 +18,7 @@ from llm_runner_router.strategies.choose import (
     dollars,
     estimate_tokens,
     features,
+    first_token,
     obstacle,
     quality,
     reach,
@@ -33,6 +34,7 @@ from llm_runner_router.types import (
     InputAudio,
     Message,
     ModelCard,
+    Outlook,
     Price,
     Request,
     ResponseFormat,
@@ -143,6 +145,56 @@ def test_a_busy_local_model_is_slower() -> None:
     assert choose(wanted, [busy, idle], "balanced").chosen == "b"
     remote = Option("c", SMALL, TargetStats("c", in_flight=3))
     assert seconds(remote, wanted) == seconds(option(SMALL), wanted)
+
+
+def two(first: Outlook | None, second: Outlook | None) -> list[Option]:
+    """Two options that differ by what is known of the request there, and nothing else."""
+    given = {"one": first, "two": second}
+    return [
+        Option(
+            name,
+            msgspec.structs.replace(MATH, name=name, context=0),
+            TargetStats(name),
+            outlook=look,
+        )
+        for name, look in given.items()
+    ]
+
+
+@pytest.mark.parametrize("objective", ["quality", "balanced", "cost", "speed"])
+@pytest.mark.parametrize("reading", [None, 200.0])
+def test_of_equal_models_the_one_that_has_the_prompt(
+    objective: Objective, reading: float | None
+) -> None:
+    wanted = Features("arithmetic", 0.9, prompt_tokens=1400)
+    has, lacks = Outlook(1406, 1280, reading), Outlook(1406, 0, reading)
+    decision = choose(wanted, two(lacks, has), objective)
+    assert decision.chosen == "two"
+    assert decision.reason.endswith("; it has 1,280 of about 1,406 prompt tokens")
+    best = decision.candidates[0]
+    assert (best.prompt_tokens, best.cached_tokens) == (1406, 1280)
+    assert choose(wanted, two(lacks, lacks), objective).chosen == "one"
+    assert choose(wanted, two(has, lacks), objective).chosen == "one"
+    barely = Outlook(1406, 1, reading)
+    assert choose(wanted, two(lacks, barely), objective).chosen == "two", "the last of all ties"
+
+
+def test_the_first_token_is_loading_and_reading_what_is_not_there() -> None:
+    wanted = Features(prompt_tokens=900)
+    (one, _) = two(Outlook(1000, 600, reading=200.0), None)
+    assert first_token(one, wanted) == pytest.approx(2.0)
+    (one, _) = two(Outlook(None, None, reading=200.0, loading=3.0), None)
+    assert first_token(one, wanted) == pytest.approx(3.0 + 4.5)
+    (one, other) = two(Outlook(1000, 750), None)
+    usual = first_token(other, wanted)
+    assert first_token(one, wanted) == pytest.approx(usual / 4), "not measured: the usual, in part"
+    (one, _) = two(Outlook(), None)
+    assert first_token(one, wanted) == pytest.approx(usual)
+
+
+def test_a_loaded_model_is_faster_than_one_that_is_not() -> None:
+    wanted = Features("arithmetic", 0.9)
+    assert choose(wanted, two(Outlook(loading=1.0), Outlook()), "speed").chosen == "two"
 
 
 def test_equals_keep_the_order_of_the_configuration() -> None:

@@ -75,9 +75,9 @@ def _print(decision: Decision) -> None:
     if not decision.candidates:
         return
     print()
-    head = ("MODEL", "SCORE", "QUALITY", "COST", "SECONDS", "REJECTED")
+    head = ("MODEL", "SCORE", "QUALITY", "COST", "SECONDS", "HAS", "REJECTED")
     rows = [_row(candidate, decision.chosen) for candidate in decision.candidates]
-    output.table(head, rows, numbers=("SCORE", "QUALITY", "COST", "SECONDS"))
+    output.table(head, rows, numbers=head[1:-1])
 
 
 def _row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
@@ -87,5 +87,13 @@ def _row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
         "" if candidate.quality is None else f"{candidate.quality:.0%}",
         "" if candidate.cost is None else output.money(candidate.cost),
         "" if candidate.seconds is None else f"{candidate.seconds:.2f}",
+        _has(candidate),
         candidate.rejected or "",
     )
+
+
+def _has(candidate: Candidate) -> str:
+    """Prompt tokens that its runner has already, of how many."""
+    if candidate.cached_tokens is None:
+        return ""
+    return f"{candidate.cached_tokens:,} of {candidate.prompt_tokens:,}"

@@ -396,13 +396,13 @@ class Kept:
     def _fitting(self, memory: list[Held], *, note: bool = True) -> list[Held]:
         """The memory with its newest added; what may have made room for it is no longer sure.
 
-        What surely did is gone. One that an older one contains is as old as that: the engine keeps
-        that one only.
+        What surely did is gone. If an older one contains the newest, the engine keeps that one
+        only, which makes room sooner; if it does not, the newest takes its room all the same.
         """
         *older, newest = memory
         for index, held in enumerate(older):
             if _contains(held, newest):
-                memory = [*older[:index], newest, *older[index:]]
+                memory = [*older[:index], newest, *older[index:], _doubted(newest)]
                 break
         least = most = 0
         found: list[Held] = []

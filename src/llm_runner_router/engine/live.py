@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from llm_runner_router.errors import RunnerCrashed
 from llm_runner_router.models.info import LocalModel
-from llm_runner_router.types import Usage
+from llm_runner_router.types import Outlook, Usage
 
 from .base import Engine
 from .base import Purpose as Purpose
@@ -28,6 +28,8 @@ from .worker import Worker
 
 GONE = 1.0
 """Seconds to wait for a process whose connection broke to be seen as dead."""
+FIRST_LOAD, LOADING = 0.2, 1e9
+"""Seconds, and bytes of weights in each further second, that a first load is taken to last."""
 SMOOTH = 0.3
 """Weight of the newest answer in tokens per second."""
 
@@ -200,6 +202,20 @@ class Lease:
         return self._live.crash or RunnerCrashed(
             "the runner process was stopped", hint="try again; it is started anew"
         )
+
+
+def outlook(
+    model: LocalModel, known: Known | None, live: Live | None, marks: Marks | None
+) -> Outlook:
+    """What is known of a request with these marks to `model`, which has the runner `live`."""
+    took = known.load_seconds if known is not None else None
+    waiting = FIRST_LOAD + model.info.bytes / LOADING if took is None else took
+    reading = known.pace.reading if known is not None else None
+    if live is None or live.kept is None or marks is None:
+        return Outlook(reading=reading, loading=0.0 if live is not None else waiting)
+    cached = live.kept.promise(marks)
+    length = None if cached is None else live.kept.length(marks, cached)
+    return Outlook(length, cached, reading)
 
 
 def purpose_of(model: LocalModel) -> Purpose:

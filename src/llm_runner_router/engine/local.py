@@ -32,6 +32,7 @@ from llm_runner_router.types import (
     Embeddings,
     EmbedRequest,
     Origin,
+    Outlook,
     Price,
     Ranked,
     Ranking,
@@ -103,6 +104,10 @@ class LocalTarget:
 
     def __repr__(self) -> str:
         return f"LocalTarget({self._name!r}, {str(self._model.path)!r})"
+
+    def outlook(self, request: Request) -> Outlook | None:
+        """What is known of `request` here before it is sent, without asking the runner."""
+        return self._residency.outlook(self._model, self._marks(request))
 
     # ------------------------------------------------------------ answering
 

@@ -29,15 +29,15 @@ from llm_runner_router.errors import (
     Unavailable,
 )
 from llm_runner_router.models.info import LocalModel
-from llm_runner_router.types import Call
+from llm_runner_router.types import Call, Outlook
 
 from . import base, devices, llamacpp, placing, threads
 from .effects import Effect, Grant, Limits, Refuse, Start, Stop
 from .live import Endpoint as Endpoint
-from .live import Known, Lease, Live, Purpose, purpose_of
+from .live import Known, Lease, Live, Purpose, outlook, purpose_of
 from .live import key as key_of
 from .loader import Loader
-from .prefixes import Marker
+from .prefixes import Marker, Marks
 from .refused import refusal
 from .scheduler import Scheduler
 from .select import EngineSelector
@@ -241,6 +241,16 @@ class Residency:
             pass
         await self._prompts.forget(name)  # whoever wants it gone means what it was told, too
         return bool(found)
+
+    def outlook(self, model: LocalModel, marks: Marks | None) -> Outlook:
+        """What is known of a request to `model` before it is sent; for whoever chooses."""
+        known = self._known.get(key_of(model.name, "chat"))
+        ready = (live for live in self._live.values() if live.endpoint is not None)
+        name, purpose = model.name, "chat"
+        live = next(
+            (v for v in ready if v.known.model.name == name and v.known.purpose == purpose), None
+        )
+        return outlook(model, known, live, marks)
 
     def status(self) -> tuple[RunnerStatus, ...]:
         """What is loaded, loading or waited for; for display."""

@@ -7,14 +7,15 @@ and `least-loaded` when they do not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 
 from msgspec import Struct
 
 from llm_runner_router.config import Objective
-from llm_runner_router.types import Call, Decision, Delta, ModelCard, Request, Target
+from llm_runner_router.types import Call, Decision, Delta, ModelCard, Outlook, Request, Target
 
 from .choose import Option, choose, features
 from .fallback import Fallback
@@ -33,6 +34,8 @@ class Choice(Struct, frozen=True):
 
     target: Target
     card: ModelCard
+    outlook: Callable[[Request], Outlook | None] | None = None
+    """Tells what is known of a request there before it is sent; None for a remote model."""
 
 
 class Auto:
@@ -86,19 +89,22 @@ class Auto:
                 card=choice.card,
                 stats=self._stats.snapshot(choice.target.name),
                 healthy=self._stats.healthy(choice.target.name, now),
+                outlook=None if choice.outlook is None else choice.outlook(request),
             )
             for choice in self._choices
         ]
-        return choose(features(request, task, confidence), options, self.objective, self._order)
+        cached = {o.name: o.outlook.cached_tokens or 0 for o in options if o.outlook is not None}
+        order = partial(self._order, cached)
+        return choose(features(request, task, confidence), options, self.objective, order)
 
-    def _order(self, names: Sequence[str]) -> Sequence[str]:
+    def _order(self, cached: Mapping[str, int], names: Sequence[str]) -> Sequence[str]:
         match self.objective:
             case "random":
                 return at_random(names, self._rng)
             case "round-robin":
                 return in_turn(names, self._turn)
             case _:
-                return least_loaded(names, self._stats.snapshot, self._rng)
+                return least_loaded(names, self._stats.snapshot, self._rng, cached)
 
     @asynccontextmanager
     async def open(self, request: Request, call: Call) -> AsyncIterator[AsyncIterator[Delta]]:

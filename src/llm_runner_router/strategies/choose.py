@@ -7,7 +7,8 @@ what is preferred (the objective). Does not know: targets, clocks, chance, how a
     2. health: a resting target is left out, unless nobody else is left
     3. the objective: greatest `quality - dollars * a - seconds * b`
        or one of the orders of `pick.py`, which do not look at the question
-    4. ties: quality, then cost, then seconds, then the order of the configuration
+    4. ties: quality, then cost, then seconds, then what a runner has of the prompt, then the order
+       of the configuration
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from llm_runner_router.types import (
     ImagePart,
     Message,
     ModelCard,
+    Outlook,
     Price,
     Request,
     Usage,
@@ -100,6 +102,8 @@ class Option(Struct, frozen=True):
     card: ModelCard
     stats: TargetStats
     healthy: bool = True
+    outlook: Outlook | None = None
+    """What is known of this very request there; of remote models nothing is."""
 
 
 # ---------------------------------------------------------------- what a request needs
@@ -211,10 +215,24 @@ def seconds(option: Option, wanted: Features) -> float:
     Requests in flight share a local machine; a remote one is taken to scale.
     """
     card, stats = option.card, option.stats
-    first = stats.first_token or card.first_token or (0.2 if card.local else 0.8)
     speed = stats.speed or card.speed or _usual_speed(card)
-    once = first + wanted.output_tokens / speed
+    once = first_token(option, wanted) + wanted.output_tokens / speed
     return once * (1 + stats.in_flight) if card.local else once
+
+
+def first_token(option: Option, wanted: Features) -> float:
+    """Expected seconds to the first token, alone.
+
+    Where the runner is known: its loading, then reading what it has not of the prompt. Until its
+    speed of reading was measured, the usual time, as far as the prompt is to be read.
+    """
+    card, look = option.card, option.outlook
+    usual = option.stats.first_token or card.first_token or (0.2 if card.local else 0.8)
+    if look is None:
+        return usual
+    prompt = max(1, look.prompt_tokens or wanted.prompt_tokens)
+    fresh = max(1, prompt - (look.cached_tokens or 0))
+    return look.loading + (fresh / look.reading if look.reading else usual * fresh / prompt)
 
 
 def _usual_speed(card: ModelCard) -> float:
@@ -264,6 +282,7 @@ def choose(
     else:
         weighed.sort(key=_rank)
         reason = _reason(wanted, weighed)
+    reason += _has(weighed[0])
     if resting:
         reason += "; all of them had failures, so the rest is ignored"
     return Decision(
@@ -310,6 +329,7 @@ def _weigh(option: Option, wanted: Features, weights: tuple[float, float]) -> Ca
     # one and a half (its standard error), so a smaller difference must not decide.
     good = round(quality(option.card, wanted.task, wanted.confidence), 2)
     cost, time = dollars(option.card, wanted), seconds(option, wanted)
+    look = option.outlook
     score = good - weights[0] * cost - weights[1] * time
     # Rounded, so that a difference nobody can see does not decide.
     return Candidate(
@@ -318,11 +338,13 @@ def _weigh(option: Option, wanted: Features, weights: tuple[float, float]) -> Ca
         quality=good,
         cost=round(cost, 8),
         seconds=round(time, 4),
+        prompt_tokens=look.prompt_tokens if look is not None else None,
+        cached_tokens=look.cached_tokens if look is not None else None,
     )
 
 
-def _rank(c: Candidate) -> tuple[float, float, float, float]:
-    return (-c.score, -(c.quality or 0.0), c.cost or 0.0, c.seconds or 0.0)
+def _rank(c: Candidate) -> tuple[float, float, float, float, int]:
+    return (-c.score, -(c.quality or 0.0), c.cost or 0.0, c.seconds or 0.0, -(c.cached_tokens or 0))
 
 
 def _order_reason(objective: Objective, count: int) -> str:
@@ -332,6 +354,13 @@ def _order_reason(objective: Objective, count: int) -> str:
         "least-loaded": "the fewest requests in work among",
     }
     return f"{words[objective]} {count}"
+
+
+def _has(chosen: Candidate) -> str:
+    """For example `; it has 1,280 of about 1,406 prompt tokens`."""
+    if not chosen.cached_tokens:
+        return ""
+    return f"; it has {chosen.cached_tokens:,} of about {chosen.prompt_tokens:,} prompt tokens"
 
 
 def _reason(wanted: Features, weighed: Sequence[Candidate]) -> str:

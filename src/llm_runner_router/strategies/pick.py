@@ -6,7 +6,7 @@ in the order in which to try them. Knows names and counts; does not know targets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from .stats import TargetStats
@@ -24,8 +24,14 @@ def in_turn(options: Sequence[str], turn: int) -> list[str]:
 
 
 def least_loaded(
-    options: Sequence[str], snapshot: Callable[[str], TargetStats], rng: Random
+    options: Sequence[str],
+    snapshot: Callable[[str], TargetStats],
+    rng: Random,
+    cached: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Fewest requests in flight first; ties are broken by chance, or one target would get all."""
-    mixed = at_random(options, rng)
-    return sorted(mixed, key=lambda name: snapshot(name).in_flight)
+    """Fewest requests in flight first, of equals the one that has most of the prompt (`cached`).
+
+    Other ties are broken by chance, or one target would get all.
+    """
+    mixed, has = at_random(options, rng), cached or {}
+    return sorted(mixed, key=lambda name: (snapshot(name).in_flight, -has.get(name, 0)))
