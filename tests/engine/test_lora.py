@@ -201,6 +201,21 @@ def test_the_prompt_is_kept_for_the_same_adapters_only(made: Made) -> None:
 
 
 @pytest.mark.engine
+def test_different_adapters_get_slots_of_their_own(made: Made) -> None:
+    """Two who ask in turn, with one prompt and other adapters, do not read it anew each time."""
+    local = Locally(slots=2)
+    try:
+        cached = []
+        for scales in ({"a": 1.0}, {"b": 1.0}) * 3:
+            usage = local.ask(made.model, asking(scales, written(SEA))).usage
+            assert usage is not None
+            cached.append(usage.cached_tokens > 10)
+        assert cached == [False, False, True, True, True, True]
+    finally:
+        local.close()
+
+
+@pytest.mark.engine
 def test_several_choices_and_forced_answers_have_the_adapters_too(made: Made) -> None:
     local = Locally(slots=2)
     try:
