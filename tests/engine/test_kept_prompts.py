@@ -92,7 +92,7 @@ def row(e: Engines) -> RunnerStatus:
 async def test_no_more_is_promised_than_the_engine_has(
     math: LocalModel, slots: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "_prompt_cache", lambda *_: room)
+    monkeypatch.setattr(fit, "prompt_cache", lambda *_: room)
     rng = Random(slots + room)
     talks: list[tuple[Message, ...]] = []
     promised = had = 0

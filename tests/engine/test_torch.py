@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from llm_runner_router.convert import run
 from llm_runner_router.convert.base import Options
@@ -124,6 +127,26 @@ def test_code_of_a_model_is_never_run(local: Locally, tmp_path: Path) -> None:
     (folder / "modeling_evil.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(LoadFailed, match="auto_map"):
         local.ask(model_at(folder, engine="torch"), chat("hello"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_few_tensors_do_not_keep_the_whole_file_in_memory(
+    local: Locally, model: LocalModel, tmp_path: Path
+) -> None:
+    """Norms in F32 among matrices of F16, as GGUF files give them, need no conversion."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(FOLDER, folder)
+    weights = load_file(folder / "model.safetensors")
+    wide = {k: v.astype(np.float32) if v.ndim == 1 else v for k, v in weights.items()}
+    assert any(v.dtype == np.float32 for v in wide.values())
+    assert any(v.dtype == np.float16 for v in wide.values())
+    save_file(wide, folder / "model.safetensors", metadata={"format": "pt"})
+    mixed = model_at(folder, engine="torch")
+    assert local.ask(mixed, chat("What is 12 + 30?")).text
+    (row,) = [row for row in local.residency.status() if row.name == mixed.name]
+    assert "model.safetensors" not in Path(f"/proc/{row.pid}/maps").read_text()
+    assert row.expected.mapped == 0
+    local.run(local.residency.stop(mixed.name))
 
 
 def test_options_are_checked(local: Locally) -> None:
