@@ -125,6 +125,10 @@ BAD = {
         "{% endfor %}",
         "with a system message, it changes or loses",
     ),
+    "no invitation": (
+        template_of("chatml").replace("add_generation_prompt", "false"),
+        "it does not ask for an answer, as chatml does",
+    ),
     "another's marks": (template_of("llama3"), "`<|eot_id|>` is no token of this vocabulary"),
     "a bomb": (BOMBS["nested loops"], "fails on one question"),
 }
@@ -157,6 +161,7 @@ def test_what_a_template_cannot_do_is_only_noted(renderer: Renderer) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
         "{% endif %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     report = check_template(template, vocabulary(*CHATML), renderer=renderer)
     assert report.ok

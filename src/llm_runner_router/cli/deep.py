@@ -14,6 +14,8 @@ from llm_runner_router.errors import RunnerError
 from llm_runner_router.models.deepcheck import Finding, structure
 from llm_runner_router.models.detect import detect
 
+from .mending import Mender
+
 if TYPE_CHECKING:
     from llm_runner_router.models.info import ModelInfo
     from llm_runner_router.tokens.base import Tokenizer
@@ -25,11 +27,14 @@ TEXTS: Final = (
 )
 
 
-def deep(path: Path, run: Callable[[], Iterator[Finding]] | None = None) -> Iterator[Finding]:
+def deep(
+    path: Path, mender: Mender, run: Callable[[], Iterator[Finding]] | None = None
+) -> Iterator[Finding]:
     """Everything that can be found out about the model at `path`.
 
     Args:
         path: a file or folder.
+        mender: knows what stands in for its chat template, and repairs it.
         run: what it answers (`deep_run.tried`), which is asked at the end, and only of a whole
             model whose header and numbers are sound; None does not run it.
     """
@@ -57,14 +62,14 @@ def deep(path: Path, run: Callable[[], Iterator[Finding]] | None = None) -> Iter
             yield Finding("weights", "bad", exc.message)
     if info.part:
         return
-    yield from _words(path, info)
+    yield from _words(path, info, mender)
     if run is not None and broken:
         yield Finding("answer", "skip", "a model with such weights is not run")
     elif run is not None:
         yield from run()
 
 
-def _words(path: Path, info: ModelInfo) -> Iterator[Finding]:
+def _words(path: Path, info: ModelInfo, mender: Mender) -> Iterator[Finding]:
     from llm_runner_router.tokens.load import load
 
     folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
@@ -75,7 +80,7 @@ def _words(path: Path, info: ModelInfo) -> Iterator[Finding]:
         return
     yield _round_trip(tokenizer, info.vocabulary)
     if info.task == "generate":
-        yield from _template(folder, tokenizer)
+        yield from _template(info.chat_template, tokenizer, mender)
 
 
 def _round_trip(tokenizer: Tokenizer, rows: int) -> Finding:
@@ -96,19 +101,25 @@ def _round_trip(tokenizer: Tokenizer, rows: int) -> Finding:
     return Finding("tokenizer", "ok", f"{tokenizer.kind}, {tokenizer.size} tokens, nothing is lost")
 
 
-def _template(folder: Path, tokenizer: Tokenizer) -> Iterator[Finding]:
-    from llm_runner_router.tokens.check import check_model
+def _template(own: str | None, tokenizer: Tokenizer, mender: Mender) -> Iterator[Finding]:
+    """The template that is used, which may be another than the model's `own`."""
+    from llm_runner_router.tokens.check import check_template
     from llm_runner_router.tokens.templates import Renderer
 
-    with Renderer() as renderer:
-        try:
-            report = check_model(folder, tokenizer, renderer=renderer)
-        except RunnerError as exc:
-            yield Finding("template", "bad", exc.message)
-            return
+    try:
+        used = mender.text(own)
+        with Renderer() as renderer:
+            report = check_template(used, tokenizer, renderer=renderer)
+    except RunnerError as exc:
+        yield Finding("template", "bad", f"{exc.message}; {exc.hint}")
+        return
+    told = mender.told(own)
     if report.ok:
         family = f"as {report.family}" if report.family else "one of its own"
-        yield Finding("template", "ok", "; ".join((family, *report.notes)))
+        yield Finding("template", "ok", "; ".join(filter(None, (family, told, *report.notes))))
         return
-    better = f"; better: {report.why}" if report.repaired and report.why else ""
-    yield Finding("template", "odd", "; ".join(report.problems) + better)
+    words = (told, *report.problems, mender.next(report, own))
+    yield Finding("template", "odd", "; ".join(filter(None, words)))
+    mended = mender.mend(report, own)
+    if mended is not None:
+        yield mended

@@ -21,6 +21,8 @@ from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
+from .mending import Mender
+from .stored import opened
 
 if TYPE_CHECKING:
     from llm_runner_router.engine.base import Engine, Verdict
@@ -60,6 +62,8 @@ class Facts(Struct, frozen=True):
     """What each engine that can run it does beside answering (`engine.base.Feature`)."""
     prompt: str
     """The chat template on a sample, or why it cannot be rendered; empty without one."""
+    template: str = ""
+    """What stands in for the file's own chat template, in words; empty for nothing."""
 
 
 @click.command("inspect", cls=Verb)
@@ -77,7 +81,7 @@ def command(model: str, why: bool, as_json: bool) -> int:
     content, never by the name: GGUF, safetensors, PyTorch, ONNX, MLX, TensorFlow.js, OpenVINO, and
     LLaMA files from before GGUF. Whatever is in a file, nothing of it is run.
     """
-    facts = gather(located(model))
+    facts = gather(located(model), model)
     if as_json:
         output.json(facts)
         return 0
@@ -99,8 +103,18 @@ def located(model: str) -> Path:
     return resolve(refs.parse(model), part=None).path
 
 
-def gather(path: Path) -> Facts:
+def reference(model: str) -> str:
+    """The reference for what `located` finds: a path wins over what else its text could mean."""
+    path = Path(model.removeprefix("file:")).expanduser()
+    return str(refs.Ref("file", str(path.absolute())) if path.exists() else refs.parse(model))
+
+
+def gather(path: Path, name: str | None = None) -> Facts:
     """All facts of the model at `path`.
+
+    Args:
+        path: a file or folder.
+        name: what a person called it; default is the path.
 
     Raises:
         ModelFileError: no format knows it, or it is not sound.
@@ -109,6 +123,7 @@ def gather(path: Path) -> Facts:
     from llm_runner_router.engine.select import EngineSelector
 
     found = inspect(path)
+    mender = Mender(reference(name or str(path)), opened(), repair=False)
     machine = devices.look()
     selector = EngineSelector()
     verdicts = selector.rank(found.info, machine)
@@ -121,7 +136,8 @@ def gather(path: Path) -> Facts:
         memory_engine=first,
         engines=verdicts,
         features={name: tuple(sorted(selector.engines[name].FEATURES)) for name in able},
-        prompt=_prompt(found.info.chat_template),
+        prompt=_prompt(mender.text(found.info.chat_template)),
+        template=mender.told(found.info.chat_template),
     )
 
 
@@ -174,7 +190,8 @@ def _print(facts: Facts, *, why: bool) -> None:
         print("\nfeatures")
         output.pairs([(name, ", ".join(can)) for name, can in facts.features.items()], "  ")
     if facts.prompt:
-        print("\nchat template, on a sample")
+        instead = f" ({output.line(facts.template)})" if facts.template else ""
+        print(f"\nchat template, on a sample{instead}")
         print("\n".join(f"  {line}" for line in output.safe(facts.prompt).split("\n")))
     if why:
         print("\nrecognised")

@@ -237,6 +237,8 @@ def _print_stored(stored: Any) -> None:
     print("\nstore")
     when = datetime.fromtimestamp(stored.pulled).astimezone().isoformat(" ", "minutes")
     rows = [("name", stored.name), ("source", stored.source), ("revision", stored.revision)]
+    if stored.template is not None:
+        rows.append(("template", f"in place of the file's own: {stored.template.why}"))
     rows += [("pulled", when), *(("note", note) for note in stored.notes)]
     output.pairs([(name, value) for name, value in rows], "  ")
     for file in stored.files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from llm_runner_router import refs
 from llm_runner_router.errors import ModelFileError, UnknownModel
 from llm_runner_router.models.blobs import Checked, Store
 from llm_runner_router.models.deepcheck import Finding
@@ -53,12 +51,20 @@ class Verified(Struct, frozen=True):
 )
 @click.option("--no-run", is_flag=True, help="With --deep: do not ask the model anything.")
 @click.option("--engine", metavar="NAME", help="With --deep: ask it on this engine.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="With --deep: put a fitting chat template in place of a broken one.",
+)
+@click.option("--undo-repair", is_flag=True, help="Use the model's own chat template again.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def command(
     models: tuple[str, ...],
     deep: bool,
     no_run: bool,
     engine: str | None,
+    repair: bool,
+    undo_repair: bool,
     as_json: bool,
     **signature: Any,
 ) -> int:
@@ -71,16 +77,27 @@ def command(
     are looked at, the tokenizer and the chat template are tried, and the model is asked something
     on the engine that would run it: an answer and its perplexity, vectors, or scores.
 
+    With --deep --repair, a chat template that is broken is replaced by one that fits the model's
+    vocabulary, where one is known. The file stays as it is: the other template is kept in the
+    store, and used at the next load. --undo-repair takes it away.
+
     Exit code 1 if one is damaged or missing. What is only odd, or was skipped, is told.
     """
     store = opened()
     results = []
     asked = signed.given(signature)
     names = models or tuple(store.names())
-    if not deep and (no_run or engine is not None):
-        raise click.UsageError("`--no-run` and `--engine` go with `--deep`")
-    run = None if no_run else _asker(engine)
-    for found in deeply(names, store, run) if deep else verified(names, store):
+    if not deep and (no_run or repair or engine is not None):
+        raise click.UsageError("`--no-run`, `--engine` and `--repair` go with `--deep`")
+    if undo_repair and (deep or not models):
+        raise click.UsageError("`--undo-repair` goes with a MODEL and without `--deep`")
+    if undo_repair:
+        found_now = _undone(names, store)
+    elif deep:
+        found_now = deeply(names, store, None if no_run else _asker(engine), repair=repair)
+    else:
+        found_now = verified(names, store)
+    for found in found_now:
         result = _signed(found, asked, store)
         results.append(result)
         if not as_json:
@@ -148,27 +165,38 @@ def _asker(engine: str | None) -> Asker:
     return ask
 
 
-def deeply(models: tuple[str, ...], store: Store, ask: Asker | None = None) -> Iterator[Verified]:
+def _undone(models: tuple[str, ...], store: Store) -> Iterator[Verified]:
+    from .mending import undo
+
+    for model in models:
+        yield Verified(model, findings=(undo(model, store),))
+
+
+def deeply(
+    models: tuple[str, ...], store: Store, ask: Asker | None = None, *, repair: bool = False
+) -> Iterator[Verified]:
     """Each model, hashed where its digests are known, then looked at, and asked if `ask` is given.
+
+    Args:
+        models: names, references or paths.
+        store: where digests and repairs are kept.
+        ask: asks one of them something.
+        repair: put another chat template in place of a broken one.
 
     Raises:
         RunnerError: there is no such model.
     """
     from .deep import deep
-    from .inspect import located
+    from .inspect import located, reference
+    from .mending import Mender
 
     for model in models:
         path = located(model)
-        run = None if ask is None else partial(ask, _reference(model))
+        mender = Mender(reference(model), store, repair=repair)
+        run = None if ask is None else partial(ask, reference(model))
         known = stored_name(model, store) in store.names() or locate_other(model) is not None
         hashed = next(verified((model,), store)) if known else Verified(model)
-        yield replace(hashed, findings=tuple(deep(path, run)))
-
-
-def _reference(model: str) -> str:
-    """The reference for what `located` finds: a path wins over what else its text could mean."""
-    path = Path(model.removeprefix("file:")).expanduser()
-    return str(refs.Ref("file", str(path.absolute())) if path.exists() else refs.parse(model))
+        yield replace(hashed, findings=tuple(deep(path, mender, run)))
 
 
 def _other(other: Found) -> Verified:

@@ -158,7 +158,10 @@ class Engine(Protocol):
     def order(
         self, model: LocalModel, plan: CpuPlan, placement: Placement, api_key: str, purpose: Purpose
     ) -> dict[str, Any]:
-        """What the child is told, as JSON; `env` in it is set before `serve` is called."""
+        """What the child is told, as JSON; `env` in it is set before `serve` is called.
+
+        `model.template`, if there is one, must be used in place of the file's own.
+        """
         ...
 
     def adapt(self, request: Request, model: LocalModel) -> Adapted:

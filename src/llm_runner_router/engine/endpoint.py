@@ -35,5 +35,6 @@ def order(
         "batch_threads": plan.batch_threads,
         "purpose": purpose,
         "options": model.options,
+        "template": model.template,
         "env": {"OMP_NUM_THREADS": str(plan.batch_threads), "TOKENIZERS_PARALLELISM": "false"},
     }

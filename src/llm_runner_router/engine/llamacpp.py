@@ -157,6 +157,8 @@ def parameters(
         "offline": True,
         "sse_ping_interval": -1,
     }
+    if model.template is not None:
+        wanted["chat_template"] = model.template
     if not placement.mapped:
         wanted["load_mode"] = {"enum": ["llama_load_mode", "LLAMA_LOAD_MODE_NONE"]}
     if placement.kv_type != "f16":

@@ -36,7 +36,7 @@ from llm_runner_router.errors import (
 )
 from llm_runner_router.home import find
 from llm_runner_router.models.detect import describe
-from llm_runner_router.models.info import LocalModel
+from llm_runner_router.models.info import LocalModel, templated
 
 from . import devices, fit
 from .adapters import Adapters
@@ -341,7 +341,8 @@ class Preparer:
                 f"converting `{model.name}` took more than {seconds:.0f} s",
                 hint=f"convert it beforehand: `llmrr convert {model.path} --to {way.kind}`",
             ) from None
-        return msgspec.structs.replace(model, path=path, info=describe(path))
+        made = msgspec.structs.replace(model, path=path, info=describe(path))
+        return made if model.template is None else templated(made, model.template)
 
     def _room(self, model: LocalModel) -> int:
         """Bytes that weights may take: free memory less the cache and the buffers beside them."""

@@ -280,7 +280,7 @@ class Store:
                 stored = self.get(name)
             path.unlink()
         try:
-            mine = None if stored is None else {f.sha256 for f in (*stored.files, *stored.former)}
+            mine = None if stored is None else stored.contents
             return stored, self.prune(only=mine, partial=False).bytes
         except (Unavailable, ModelFileError):
             return stored, 0
@@ -312,6 +312,7 @@ class Store:
         with self._changing():
             kept = [stored for name in self.names() if (stored := self.get(name)) is not None]
             used = {file.sha256 for stored in kept for file in stored.files if not file.place}
+            used |= {stored.template.sha256 for stored in kept if stored.template is not None}
             trees = {self._tree(stored).name for stored in kept}
             wanted = None if only is None else set(only)
             count = size = 0
@@ -520,6 +521,8 @@ def _check_sound(stored: Stored) -> None:
             raise ValueError(f"the file name {file.path[:100]!r}") from None
         if not _SHA256.fullmatch(file.sha256):
             raise ValueError(f"{file.sha256[:80]!r} is no SHA-256")
+    if stored.template is not None and not _SHA256.fullmatch(stored.template.sha256):
+        raise ValueError(f"{stored.template.sha256[:80]!r} is no SHA-256")
     if stored.main and stored.main not in {file.path for file in stored.files}:
         raise ValueError(f"its main file {stored.main[:100]!r} is not among its files")
 

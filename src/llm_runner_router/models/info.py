@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llm_runner_router.types import ModelCard
 
@@ -108,6 +109,10 @@ class LocalModel(Struct, frozen=True):
     file has."""
     draft: LocalModel | None = None
     """A small model with the same tokens that may guess ahead for it."""
+    template: str | None = None
+    """A chat template in place of the file's own; `info.chat_template` is the same text then. Every
+    engine that renders templates must take it. None is the file's own."""
+
     adapters: tuple[Adapter, ...] = ()
     """LoRA adapters that are loaded with it; each request says which are applied, and how much."""
 
@@ -117,3 +122,9 @@ class LocalModel(Struct, frozen=True):
         who asks."""
         kind, _, place = self.name.partition(":")
         return Path(place).name if kind == "file" else self.name
+
+
+def templated(model: LocalModel, template: str) -> LocalModel:
+    """`model` with another chat template than its file has."""
+    info = replace(model.info, chat_template=template)
+    return replace(model, template=template, info=info)

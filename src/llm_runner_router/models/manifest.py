@@ -111,6 +111,21 @@ class StoredFile(Struct, frozen=True, omit_defaults=True):
     """A file outside the store that was put there by a pull, so `rm` may delete it."""
 
 
+class Override(Struct, frozen=True):
+    """A chat template that is used in place of the model's own, which stays as it is."""
+
+    sha256: str
+    """Of its text, which is a content of the store."""
+    replaces: str
+    """SHA-256 of the text it stands for; empty where the model has none. A model whose own template
+    is another one by now is used as it is."""
+    why: str
+    made: float
+    """Seconds since 1970."""
+    alone: bool = False
+    """The name was put into the store for this, and leaves it with this."""
+
+
 class Stored(Struct, frozen=True, omit_defaults=True):
     """A model on this machine, as its name in the store remembers it."""
 
@@ -123,6 +138,8 @@ class Stored(Struct, frozen=True, omit_defaults=True):
     notes: tuple[str, ...] = ()
     pulled: float = 0.0
     """Seconds since 1970."""
+    template: Override | None = None
+    """The chat template that is used in place of the model's own."""
     version: int = 1
     former: tuple[StoredFile, ...] = ()
     """What the name meant before its source moved on, as far as pulls brought it. It stays until
@@ -134,6 +151,12 @@ class Stored(Struct, frozen=True, omit_defaults=True):
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def contents(self) -> set[str]:
+        """Hashes of everything that goes with the name, unless another name means it too."""
+        found = {file.sha256 for file in (*self.files, *self.former)}
+        return found if self.template is None else found | {self.template.sha256}
 
 
 def safe_path(path: str) -> str:

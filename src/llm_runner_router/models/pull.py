@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from llm_runner_router.errors import BadRequest, Unavailable
+from llm_runner_router.errors import BadRequest, ModelFileError, Unavailable
 from llm_runner_router.home import Home, find
 from llm_runner_router.refs import Ref
 from llm_runner_router.units import format_size
@@ -30,7 +30,7 @@ from .discard import brought, remember
 from .download import SPARE, Downloader, Fetched, Silent, Watch
 from .hubcache import HubCache, folder
 from .locks import FileLock, waiting
-from .manifest import Manifest, RemoteFile, Stored, StoredFile, check, hash_file
+from .manifest import Manifest, Override, RemoteFile, Stored, StoredFile, check, hash_file
 from .sources import Source, source_for
 from .sources._http import shown
 
@@ -128,6 +128,7 @@ class Puller:
                 license=manifest.license,
                 notes=manifest.notes,
                 branch=shelf.branch,
+                template=self._template(called),
             )
             if name is not None and not replace:
                 self._check_free(name, {file.sha256 for file in files})
@@ -146,6 +147,14 @@ class Puller:
             self._watch.say(f"{size} of the version before stay until `llmrr prune`")
         self._watch.say("success")
         return kept
+
+    def _template(self, name: str) -> Override | None:
+        """What stands in for the chat template of `name`; it holds while that stays the same."""
+        with suppress(ModelFileError):  # a damaged entry is written anew
+            stored = self.store.get(name)
+            if stored is not None and stored.template is not None:
+                return msgspec.structs.replace(stored.template, alone=False)
+        return None
 
     def _check_free(self, name: str, wanted: set[str]) -> None:
         """See that `name` means nothing yet, or has every file of the digests `wanted`."""

@@ -20,6 +20,7 @@ from llm_runner_router.errors import BadRequest, ModelFileError, NotFound, Unkno
 from llm_runner_router.refs import REMOTE, Ref, parse
 from llm_runner_router.types import Capabilities, ModelCard
 
+from . import overrides
 from .blobs import Store, name_of
 from .detect import AUTO, check_whole, describe, detect
 from .formats import gguf
@@ -55,7 +56,7 @@ def resolve(
     found = _found(ref, zoo, environ, format)
     if part is not None:
         _check_part(found, part)
-    return found
+    return found if ref.kind == "zoo" else overrides.applied(found, store(environ))
 
 
 def _found(ref: Ref, zoo: Path, environ: Mapping[str, str], format: str) -> LocalModel:

@@ -194,6 +194,24 @@ class _Trial:
         open_, closed = self._texts.get("one question", ""), self._render(talk, ask=False)
         if closed is not None and not open_.startswith(closed.rstrip()):
             self.notes.append("asking for an answer changes what stands before it")
+        elif closed is not None and closed == open_:
+            self._invites(talk, closed)
+
+    def _invites(self, talk: Talk, text: str) -> None:
+        """A template that never begins the answer is broken where its family's does.
+
+        Others are meant so: Mistral's turn of a user ends with the mark that invites.
+        """
+        for family in families():
+            ends = [self._rendered(family.template, talk, ask) for ask in (False, True)]
+            if ends[0] == _bare(text, self._bos) != ends[1]:
+                self.problems.append(f"it does not ask for an answer, as {family.name} does")
+                return
+
+    def _rendered(self, template: str, talk: Talk, ask: bool) -> str | None:
+        bos, eos = self._bos, self._eos
+        text = self._renderer.render(template, talk, bos=bos, eos=eos, add_generation_prompt=ask)
+        return _bare(text, bos)
 
     def _try(
         self, what: str, talk: Talk, *, tools: Sequence[dict[str, Any]] = (), must: bool = False

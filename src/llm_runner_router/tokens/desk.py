@@ -90,7 +90,8 @@ class TokenDesk:
         from .counting import prompt_ids
         from .templates import choose, plain, plain_tools, read_templates
 
-        template = choose(read_templates(model.path), tools=bool(request.tools))
+        own = read_templates(model.path) if model.template is None else {}
+        template = model.template or choose(own, tools=bool(request.tools))
         if template is None:
             raise BadRequest(
                 f"`{model.name}` has no chat template, so messages mean nothing to it",

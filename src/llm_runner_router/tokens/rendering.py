@@ -105,7 +105,17 @@ def answer(order: dict[str, Any], parse: Callable[[str], Any] = compiled) -> dic
     except (MemoryError, RecursionError, OverflowError) as exc:
         return _failed("limit", f"{type(exc).__name__} {exc}".strip())
     except Exception as exc:  # whatever a stranger's program runs into is told, not raised
-        return _failed("failed", f"{type(exc).__name__}: {exc}")
+        return _failed("failed", f"{_line(exc)}{type(exc).__name__}: {exc}")
+
+
+def _line(exc: Exception) -> str:
+    """`line 7: `, where the template was when it failed; Jinja puts its lines into tracebacks."""
+    trace, line = exc.__traceback__, 0
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}: " if line else ""
 
 
 def _failed(kind: str, message: str) -> dict[str, Any]:

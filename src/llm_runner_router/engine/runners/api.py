@@ -83,7 +83,7 @@ class Api:
         self._loaded = loaded
         self._order = order
         self._clock = clock
-        self._template = ChatTemplate(loaded.template, loaded.variables)
+        self._template = ChatTemplate(order.template or loaded.template, loaded.variables)
         self._grammars = Grammars(loaded.vocabulary)
         self._turns = Turns()
         self._pool = Pool(loaded, order.slots, self._turns)

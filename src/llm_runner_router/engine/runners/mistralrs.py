@@ -102,7 +102,8 @@ class MistralModel:
         if not is_file:
             hub.refuse_code(path)
         self.variables: dict[str, Any] = {} if is_file else hub.variables(path)
-        self.template = order.options.get("template") if is_file else hub.template(path)
+        own = order.options.get("template") if is_file else hub.template(path)
+        self.template = order.template or own
         self.vocabulary = TextVocabulary(path)
         self.adapters = _adapters(order.options.get("adapters"))
         self.tags = False

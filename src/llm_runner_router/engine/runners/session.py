@@ -28,6 +28,8 @@ class Order(Struct, frozen=True):
     batch_threads: int
     purpose: str
     options: dict[str, Any] = {}
+    template: str | None = None
+    """In place of the model's own."""
     env: dict[str, str] = {}
 
 
