@@ -20,13 +20,14 @@ from .engine.residency import Endpoint, Residency
 from .engine.select import load_engine
 from .errors import ConfigError, RunnerError, UnknownModel
 from .home import find, stored_names
-from .models.info import Adapter, LocalModel
+from .models.info import Adapter, LocalModel, templated
 from .models.resolve import path_hint, resolve, zoo_names
 from .policy.measure import Measure
 from .providers import hosts
 from .providers.http import HttpClient, Timeouts
 from .providers.remote import RemoteTarget
 from .strategies.stats import LiveStats
+from .tokens import given
 from .types import ModelCard
 
 
@@ -69,6 +70,11 @@ class AppLeaves:
     def leaf(self, ref: refs.Ref, name: str, facts: Node) -> Entry:
         """See `app_tree.Leaves`."""
         if ref.kind == "provider":
+            if facts.chat_template is not None:
+                raise ConfigError(
+                    f"models.{name}.chat_template: `{ref}` does not run here",
+                    hint="remove it: a provider renders conversations itself",
+                )
             return self._remote(ref, name, facts)
         if ref.kind == "file" and not self._local_files and not facts.target:
             raise UnknownModel(
@@ -89,6 +95,11 @@ class AppLeaves:
             model = msgspec.structs.replace(model, name=name, draft=draft)
         if facts.adapters:
             model = self._with_adapters(name, model, facts)
+        if facts.chat_template is not None:
+            setting = f"models.{name}.chat_template"
+            model = msgspec.structs.replace(
+                templated(model, given.read(facts.chat_template, setting)), name=name
+            )
         if facts.engine is not None:
             load_engine(facts.engine)  # a name that does not exist is told now
             # Under its own name: the same file may run on another engine beside it.

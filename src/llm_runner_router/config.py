@@ -132,6 +132,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     for any of them. They work on `llamacpp`, which is the engine then."""
     options: dict[str, str | int | float | bool | dict[str, str]] = {}
     """With `engine`: what to tell it, for example `dtype: bfloat16` for `torch`."""
+    chat_template: str | None = None
+    """With a `target` that is a local model: a chat template in place of its own, as the path of a
+    Jinja file or as the text itself."""
     adopt: Adopt | None = None
     """A server of somebody else's, run like a local model."""
     fallback: tuple[str | Node, ...] = ()

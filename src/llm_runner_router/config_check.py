@@ -206,6 +206,12 @@ class _Check:
             self._adapters(node, at)
         if node.options and node.engine is None:
             raise self._wrong((*at, "options"), "`options` are for an `engine`, which is not named")
+        if node.chat_template is not None and node.target is None:
+            raise self._wrong((*at, "chat_template"), "`chat_template` works with `target` only")
+        if node.chat_template is not None and not node.chat_template.strip():
+            raise self._wrong(
+                (*at, "chat_template"), "it is empty", "give a path or a text, or remove it"
+            )
         adopt = node.adopt
         if adopt is None:
             return

@@ -25,13 +25,16 @@ def command() -> None:
 def check(file: Path | None, as_json: bool) -> int:
     """Validate FILE (else the one that would be read) and tell what it would serve.
 
-    Nothing is connected, loaded or started. Exit code 2 if it cannot be used.
+    Nothing is connected or loaded; chat templates are rendered once, with limits. Exit code 2 if
+    it cannot be used.
     """
     from llm_runner_router import config_load
+    from llm_runner_router.tokens import given
 
     where = place()
     path = config_load.find_file(file or where.config, os.environ)
     config = config_load.load(path, os.environ, where.flags)
+    given.check(config)
     names = served(config)
     missing = missing_variables(config)
     if as_json:

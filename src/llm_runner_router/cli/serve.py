@@ -60,9 +60,11 @@ def configuration(where: Place, pin: tuple[str, ...]) -> Config:
     """
     from llm_runner_router import config_load
     from llm_runner_router.config_check import check
+    from llm_runner_router.tokens import given
 
     config = config_load.load(where.config, os.environ, where.flags)
     config_load.check_secrets(config, os.environ)
+    given.check(config)
     if pin:
         pinned = (*config.engine.pin, *pin)
         engine = msgspec.structs.replace(config.engine, pin=tuple(dict.fromkeys(pinned)))
