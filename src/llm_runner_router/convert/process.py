@@ -15,6 +15,8 @@ import sys
 from collections.abc import Mapping
 from typing import BinaryIO
 
+from llm_runner_router.errors import Unsupported
+
 _INHERITED = re.compile(
     r"^(PATH|HOME|USER|LANG|LC_.*|TZ|TMPDIR|(LD|DYLD)_LIBRARY_PATH|PYTHON(PATH|HOME|UTF8)"
     r"|VIRTUAL_ENV)$"
@@ -77,7 +79,15 @@ async def start(module: str, *arguments: str, env: Mapping[str, str]) -> tuple[P
         The process, with pipes for stdin and stderr, in a session of its own: signals of our
         terminal (Ctrl-C, hang-up) do not reach it. And our end of its reports, which the caller
         closes.
+
+    Raises:
+        Unsupported: this is Windows.
     """
+    if os.name == "nt":  # there children inherit handles, which are not the numbers of pipes
+        raise Unsupported(
+            "models run and are converted here on Linux and macOS only",
+            hint="use it within WSL",
+        )
     read, write = os.pipe()
     try:
         transport, protocol = await asyncio.get_running_loop().subprocess_exec(

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -209,7 +209,8 @@ def _drafting(target: Path) -> Iterator[Path]:
                 yield draft
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-                lock.path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows keeps a file that is open
+                    lock.path.unlink(missing_ok=True)
     except OSError as exc:
         raise _disk(target.parent, exc) from exc
 
@@ -224,7 +225,8 @@ def sweep(target: Path) -> None:
         lock = FileLock(_owner(draft))
         if lock.take():
             shutil.rmtree(draft, ignore_errors=True)
-            lock.path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                lock.path.unlink(missing_ok=True)
             lock.free()
 
 

@@ -180,6 +180,7 @@ class Store:
         with contextlib.suppress(OSError):  # a file that is another program's too stays as it is
             if draft.stat().st_nlink == 1:
                 draft.chmod(0o444)
+            _unprotect(blob)  # a damaged one that is replaced
         os.replace(draft, blob)
         _sync_folder(blob.parent)
         return blob
@@ -332,9 +333,14 @@ class Store:
                     size += _size(rest)
                     count += 1
                     _delete(rest)
+            for draft in _children(self._names) if partial else ():
+                if draft.name.startswith("."):  # of a process that was killed: we alone may write
+                    draft.unlink(missing_ok=True)
             for lock in _children(self._locks) if partial else ():
                 if lock.name not in ("store.lock", "pulls.lock"):
-                    lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone
+                    # Whoever waits for it sees that it is gone. Windows keeps one that is held.
+                    with contextlib.suppress(PermissionError):
+                        lock.unlink(missing_ok=True)
         return Pruned(count, size)
 
     def verify(self, stored: Stored) -> Iterator[Checked]:
@@ -566,7 +572,7 @@ def _delete(path: Path) -> None:
 
 
 def _unprotect(path: Path) -> None:
-    """Windows deletes no file that is read-only, as blobs and their links in trees are."""
+    """Windows deletes and replaces no file that is read-only, as blobs and links to them are."""
     if os.name == "nt" and path.is_file() and not path.is_symlink():
         path.chmod(stat.S_IWRITE | stat.S_IREAD)
 

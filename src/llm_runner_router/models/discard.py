@@ -113,7 +113,7 @@ def prune(store: Store, hub: HubCache, *, now: float | None = None) -> Pruned:
         for stored in kept:
             if stored.former:
                 store.settle(stored.name)
-    files, size = hub.prune(now - KEEP_PARTIAL)
+        files, size = hub.prune(now - KEEP_PARTIAL)
     return Pruned(mine.files + len(places) + files, mine.bytes + freed + size)
 
 

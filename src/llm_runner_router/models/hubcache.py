@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from .manifest import Digest, RemoteFile, safe_path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+DRAFT = ".llmrr-draft"
+"""Ending of links and branches that are being written."""
 _UNFINISHED = (".part", ".journal", ".adopted")
 """Endings of what `partial.py` and `pull.py` leave beside blobs when they are stopped."""
 PATIENCE = 5.0
@@ -93,7 +96,9 @@ class HubCache:
         found = {}
         for path in sorted((repo / "refs").rglob("*")):
             with contextlib.suppress(OSError, UnicodeDecodeError):
-                commit = path.read_text("utf-8").strip() if path.is_file() else ""
+                if path.name.startswith(".") or not path.is_file():
+                    continue  # no branch is called so
+                commit = path.read_text("utf-8").strip()
                 if _COMMIT.fullmatch(commit):
                     found[path.relative_to(repo / "refs").as_posix()] = commit
         return found
@@ -156,8 +161,7 @@ class HubCache:
             if at.samefile(blob):
                 return at
         # Not its own name with an ending: that may be as long as a name can be.
-        draft = at.with_name(f".{blob.name[:40]}.{os.getpid()}")
-        draft.unlink(missing_ok=True)
+        draft = at.with_name(f".{blob.name[:40]}.{secrets.token_hex(4)}{DRAFT}")
         try:
             draft.symlink_to(os.path.relpath(blob, at.parent))
         except OSError:  # a file system without links
@@ -179,7 +183,7 @@ class HubCache:
             return
         at = self.repo(repo) / "refs" / safe_path(revision)
         at.parent.mkdir(parents=True, exist_ok=True)
-        draft = at.with_name(f".{at.name[:200]}.{os.getpid()}")
+        draft = at.with_name(f".{at.name[:200]}.{secrets.token_hex(4)}{DRAFT}")
         draft.write_text(commit, "utf-8")
         os.replace(draft, at)
 
@@ -234,6 +238,8 @@ class HubCache:
     def prune(self, before: float) -> tuple[int, int]:
         """Delete our own unfinished downloads that nobody has touched since `before`.
 
+        No pull may run meanwhile (`Store.collecting`).
+
         Args:
             before: seconds since 1970.
 
@@ -241,6 +247,10 @@ class HubCache:
             Files and bytes that are gone.
         """
         files = size = 0
+        for kind in ("snapshots", "refs"):
+            for path in self.path.glob(f"models--*/{kind}/**/.*{DRAFT}"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
         for path in sorted(self.path.glob("models--*/blobs/*")):
             if path.suffix not in _UNFINISHED:
                 continue
