@@ -44,6 +44,7 @@ from .strategies.tasks import classify
 from .tokens.desk import TokenDesk
 from .types import (
     Call,
+    Counter,
     Decision,
     Embedder,
     ModelCard,
@@ -53,6 +54,9 @@ from .types import (
     Tokenized,
     TokenizeRequest,
 )
+
+COUNT_SECONDS = 5.0
+"""How long a provider may take to count tokens before they are estimated."""
 
 
 class Closable(Protocol):
@@ -262,10 +266,24 @@ class App:
         try:
             return len((await self.tokens.tokenize(request)).ids), True
         except Unsupported:
+            told = await self._counted_elsewhere(request)
+            if told is not None:
+                return told, True
             asked = Request(
                 request.model, request.messages, prompt=request.text, tools=request.tools
             )
             return estimate_tokens(asked), False
+
+    async def _counted_elsewhere(self, request: TokenizeRequest) -> int | None:
+        """What the model's provider says, if it is one that does, in time."""
+        leaf = self._tree.find(request.model).embedder
+        if not isinstance(leaf, Counter):
+            return None
+        try:
+            async with asyncio.timeout(COUNT_SECONDS):
+                return await leaf.count(request, self.start_call(timeout=COUNT_SECONDS))
+        except (RunnerError, TimeoutError):
+            return None
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         """The text of token ids of a local model.

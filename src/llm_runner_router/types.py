@@ -506,3 +506,16 @@ class Reranker(Protocol):
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Order the documents of `request`: the best first, at most `top_n` of them."""
         ...
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """Anything that says how many tokens a prompt has."""
+
+    async def count(self, request: TokenizeRequest, call: Call) -> int:
+        """How many tokens the prompt of `request` has.
+
+        Raises:
+            Unsupported: it cannot say.
+        """
+        ...

@@ -164,6 +164,14 @@ class Request(_Strict):
     service_tier: Literal["standard", "flex", "priority"] | None = None
 
 
+class Counted(Request, kw_only=True):
+    model: str
+
+
+class CountAll(_Strict):
+    generate_content_request: Counted
+
+
 class EmbedOne(_Strict):
     model: str
     content: Content
@@ -280,6 +288,9 @@ class Gemini:
             if verb == "batchEmbedContents":
                 await self._embed(seen)
                 return
+            if verb == "countTokens":
+                await self._count(seen)
+                return
             asked = checked(seen.body, self.model)
         except (msgspec.ValidationError, AssertionError) as exc:
             await reply(400, status(400, "INVALID_ARGUMENT", str(exc)))(seen)
@@ -294,6 +305,13 @@ class Gemini:
         for chunk in self.chunks:
             await seen.chunk(event(chunk).replace(b"\n", b"\r\n"))
         await seen.end()
+
+    async def _count(self, seen: Seen) -> None:
+        value = _respelled(json.loads(seen.body))
+        asked = msgspec.convert(value, CountAll).generate_content_request
+        assert asked.model == f"models/{self.model}"
+        self.asked.append(asked)
+        await reply(200, b'{"totalTokens":42}')(seen)
 
     async def _embed(self, seen: Seen) -> None:
         asked = msgspec.json.decode(seen.body, type=EmbedAll)

@@ -27,6 +27,7 @@ from llm_runner_router.errors import (
     ConfigError,
     RunnerError,
     StreamBroken,
+    Unsupported,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -42,6 +43,7 @@ from llm_runner_router.types import (
     Ranking,
     Request,
     RerankRequest,
+    TokenizeRequest,
 )
 
 from . import dialects
@@ -203,6 +205,20 @@ class RemoteTarget:
             lost = {"taskType": Mark("dropped", "vectors are the same there whatever they are for")}
             origin = msgspec.structs.replace(origin, fidelity=lost)
         return msgspec.structs.replace(found, origin=origin)
+
+    async def count(self, request: TokenizeRequest, call: Call) -> int:
+        """How many tokens the prompt has, as the host counts them.
+
+        Raises:
+            Unsupported: the host does not tell, or could not be shown all of the prompt.
+            RunnerError: as `open` does.
+        """
+        receipt = Receipt()
+        wire = self._dialect.build_count(request, self._model, receipt)
+        lost = next((name for name, mark in receipt.marks.items() if mark.fate == "dropped"), None)
+        if lost is not None:
+            raise Unsupported("a part of the prompt cannot be shown to the host", param=lost)
+        return await self._whole_answer(wire, call, self._dialect.parse_count)
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Order the documents of `request`.

@@ -122,7 +122,8 @@ class Gateway(Protocol):
         ...
 
     async def count(self, request: TokenizeRequest) -> tuple[int, bool]:
-        """How many tokens a prompt has, and whether they were counted: remote models' are guessed.
+        """How many tokens a prompt has, and whether they were counted: some providers do not tell,
+        and what they have is estimated.
 
         Raises:
             UnknownModel, BadRequest, ModelFileError

@@ -16,10 +16,18 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.errors import BadResponse, RunnerError
 from llm_runner_router.fidelity import Receipt
-from llm_runner_router.types import Delta, Finish, Request, ToolCallDelta, Usage, Wire
+from llm_runner_router.types import (
+    Delta,
+    Finish,
+    Request,
+    TokenizeRequest,
+    ToolCallDelta,
+    Usage,
+    Wire,
+)
 
-from .anthropic_request import MESSAGES, build_request
-from .base import Dialect, Header, Quirks, WireRequest
+from .anthropic_request import MESSAGES, build_count, build_request
+from .base import Dialect, Header, Quirks, WireRequest, number
 from .openai_errors import parse_error, parse_event_error
 
 _FINISH: dict[str, Finish] = {
@@ -115,6 +123,14 @@ class Anthropic(Dialect):
     def parse_body(self, body: bytes, wire: WireRequest) -> tuple[Delta, ...]:
         """See `parse_body`."""
         return parse_body(body)
+
+    def build_count(self, request: TokenizeRequest, model: str, receipt: Receipt) -> WireRequest:
+        """See `build_count`."""
+        return build_count(request, model, receipt)
+
+    def parse_count(self, body: bytes) -> int:
+        """See `Dialect`."""
+        return number(body, "input_tokens")
 
     def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
         """Anthropic's errors have the shape and the words that OpenAI's reader knows."""

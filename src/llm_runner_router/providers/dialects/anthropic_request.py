@@ -29,10 +29,11 @@ from llm_runner_router.types import (
     Request,
     TextPart,
     ThinkingPart,
+    TokenizeRequest,
     Tool,
 )
 
-from .base import MAX_TOKENS, Quirks, WireRequest
+from .base import MAX_TOKENS, PLAIN, Quirks, WireRequest
 from .media import data_url
 
 MESSAGES = "anthropic_messages"
@@ -87,6 +88,18 @@ def build_request(request: Request, model: str, quirks: Quirks, receipt: Receipt
         if fields.pop(name, None) is not None:
             receipt.dropped(name, "this host refuses it")
     return WireRequest("/messages", _encode(fields), MESSAGES)
+
+
+def build_count(asked: TokenizeRequest, model: str, receipt: Receipt) -> WireRequest:
+    """A request for the number of tokens of a prompt.
+
+    Raises:
+        Unsupported, BadRequest: as `build_request`.
+    """
+    request = Request(asked.model, asked.messages, prompt=asked.text, tools=asked.tools)
+    fields = {"model": model, **_fields(request, model, PLAIN, receipt)}
+    del fields["max_tokens"]
+    return WireRequest("/messages/count_tokens", _encode(fields))
 
 
 def _fields(request: Request, model: str, quirks: Quirks, receipt: Receipt) -> dict[str, Any]:

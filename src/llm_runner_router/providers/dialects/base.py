@@ -14,12 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct
 
-from llm_runner_router.errors import RunnerError, Unsupported
+from llm_runner_router.errors import BadResponse, RunnerError, Unsupported
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.providers.sse import SSEParser
-from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Request
+from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Request, TokenizeRequest
 
 Header = Callable[[str], str | None]
 """Looks up a response header, whatever its case."""
@@ -59,6 +60,22 @@ class WireRequest(Struct, frozen=True):
     """The dialect of the answer, as `Wire.dialect` names it."""
     headers: tuple[tuple[str, str], ...] = ()
     """Beyond those of the account."""
+
+
+_numbers = msgspec.json.Decoder(dict[str, Raw])
+_number = msgspec.json.Decoder(int)
+
+
+def number(body: bytes, name: str) -> int:
+    """The number that is called `name` in a body.
+
+    Raises:
+        BadResponse: there is none.
+    """
+    try:
+        return _number.decode(_numbers.decode(body)[name])
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError):
+        raise BadResponse(f"an answer without `{name}`") from None
 
 
 class Events(Protocol):
@@ -131,6 +148,22 @@ class Dialect(ABC):
     @abstractmethod
     def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
         """The error that a response of `status` (not 200) means; `now`: seconds since 1970."""
+
+    def build_count(self, request: TokenizeRequest, model: str, receipt: Receipt) -> WireRequest:
+        """A request for the number of tokens of a prompt.
+
+        Raises:
+            Unsupported: hosts of this dialect do not tell it.
+        """
+        raise Unsupported(f"hosts of the dialect `{self.name}` count no tokens", param="model")
+
+    def parse_count(self, body: bytes) -> int:
+        """The number that a host told.
+
+        Raises:
+            BadResponse: not that.
+        """
+        raise AssertionError("`build_count` has refused to ask")
 
     def build_embed(self, request: EmbedRequest, model: str) -> WireRequest:
         """A request for embeddings.

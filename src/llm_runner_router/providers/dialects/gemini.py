@@ -25,14 +25,15 @@ from llm_runner_router.types import (
     EmbedRequest,
     Finish,
     Request,
+    TokenizeRequest,
     ToolCallDelta,
     Usage,
     Wire,
 )
 
-from .base import Dialect, Framing, Header, Quirks, WireRequest
+from .base import Dialect, Framing, Header, Quirks, WireRequest, number
 from .gemini_errors import parse_error, parse_event_error
-from .gemini_request import GENERATE, build_embed, build_request
+from .gemini_request import GENERATE, build_count, build_embed, build_request
 
 _FINISH: dict[str, Finish] = {
     "STOP": "stop",
@@ -155,6 +156,14 @@ class Gemini(Dialect):
     def parse_error(self, status: int, header: Header, body: bytes, *, now: float) -> RunnerError:
         """See `gemini_errors.parse_error`."""
         return parse_error(status, header, body, now=now)
+
+    def build_count(self, request: TokenizeRequest, model: str, receipt: Receipt) -> WireRequest:
+        """See `build_count`."""
+        return build_count(request, model, receipt)
+
+    def parse_count(self, body: bytes) -> int:
+        """See `Dialect`."""
+        return number(body, "totalTokens")
 
     def build_embed(self, request: EmbedRequest, model: str) -> WireRequest:
         """See `build_embed`."""

@@ -18,9 +18,16 @@ from msgspec import Raw
 
 from llm_runner_router.errors import Unsupported
 from llm_runner_router.fidelity import Receipt, own_tools
-from llm_runner_router.types import EmbedRequest, Message, Reasoning, Request, Tool
+from llm_runner_router.types import (
+    EmbedRequest,
+    Message,
+    Reasoning,
+    Request,
+    TokenizeRequest,
+    Tool,
+)
 
-from .base import Quirks, WireRequest
+from .base import PLAIN, Quirks, WireRequest
 from .gemini_contents import conversation
 from .gemini_schema import overlooked, to_google
 
@@ -79,6 +86,19 @@ def build_request(request: Request, model: str, quirks: Quirks, receipt: Receipt
             receipt.dropped(name, "this host refuses it")
     verb = "streamGenerateContent?alt=sse" if request.stream else "generateContent"
     return WireRequest(f"/{quote(resource(model))}:{verb}", _encode(fields), GENERATE)
+
+
+def build_count(asked: TokenizeRequest, model: str, receipt: Receipt) -> WireRequest:
+    """A request for the number of tokens of a prompt.
+
+    Raises:
+        Unsupported, BadRequest: as `build_request`.
+    """
+    request = Request(asked.model, asked.messages, prompt=asked.text, tools=asked.tools)
+    name = resource(model)
+    whole = {"model": name, **_fields(request, model, PLAIN, receipt)}
+    body = _encode({"generateContentRequest": whole})
+    return WireRequest(f"/{quote(name)}:countTokens", body)
 
 
 def build_embed(request: EmbedRequest, model: str) -> WireRequest:
