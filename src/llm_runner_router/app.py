@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from . import __version__, home
 from .app_leaves import AppLeaves
+from .app_store import AppStore
 from .app_tree import AUTOS, Entry, Tree, embedder_of, reranker_of
 from .config import Config
 from .engine.prepare import Conversion, Preparer
@@ -41,6 +42,7 @@ from .strategies.choose import estimate_tokens
 from .strategies.requested import RequestedFallbacks
 from .strategies.stats import LiveStats, TargetStats
 from .strategies.tasks import classify
+from .surfaces.base import Described, FileFacts
 from .tokens.desk import TokenDesk
 from .types import (
     Call,
@@ -136,6 +138,7 @@ class App:
             self.home.responses if kept.enabled else None, keep=kept.keep, limit=kept.limit
         )
         """What clients may come back to."""
+        self._shelf = AppStore(self.home, environ)
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, Target] = {}
         self.tokens = TokenDesk(self.local)
@@ -318,6 +321,32 @@ class App:
         )
 
     # ------------------------------------------------------------ Admin
+
+    @property
+    def shelf(self) -> AppStore:
+        """The models on this machine."""
+        return self._shelf
+
+    def described(self) -> Sequence[Described]:
+        """Every served name that can be used, with what its file says."""
+        entries = (entry for _, entry in self._tree.entries() if isinstance(entry, Entry))
+        return [self._described(entry) for entry in entries]
+
+    def _described(self, entry: Entry) -> Described:
+        if entry.model is None:
+            return Described(entry.card)
+        digest = self._shelf.digest(entry.card.name)
+        try:
+            modified = entry.model.path.stat().st_mtime
+        except OSError:
+            modified = 0.0
+        info = entry.model.info
+        facts = {name: getattr(info, name) for name in FileFacts.__struct_fields__}
+        return Described(entry.card, FileFacts(**facts), digest, modified)
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """Unload a local model when it was idle for `seconds`; None: as configured."""
+        self.residency.keep(self.local(name).name, seconds)
 
     def ps(self) -> tuple[RunnerStatus, ...]:
         """The runners."""

@@ -111,6 +111,21 @@ def parse(text: str) -> Ref:
     return Ref("file", text) if text.endswith(_FILE_SUFFIXES) else _parse_provider(text)
 
 
+def plain(name: str) -> str:
+    """`name` if it reads as a plain name and as nothing else.
+
+    Raises:
+        BadRequest: it would be a reference, so nobody could ask for it by this name.
+    """
+    ref = parse(name)
+    if ref.kind != "name" or ref.name != name or "/" in name or ":" in name:
+        raise BadRequest(
+            f"{name!r} cannot be a name: it reads as a reference",
+            hint="letters, digits, `-`, `_` and `.`, for example `my-model`",
+        )
+    return name
+
+
 def _named(name: str, whole: str) -> str:
     if not name:
         raise BadRequest(f"the reference {whole!r} names nothing", hint="see `llmrr ls`")

@@ -12,7 +12,7 @@ from llm_runner_router.engine.adapting import native
 from llm_runner_router.errors import BadRequest, Unsupported
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.models.info import LocalModel, ModelInfo
-from llm_runner_router.surfaces import anthropic, openai_chat
+from llm_runner_router.surfaces import anthropic, ollama, openai_chat
 from llm_runner_router.types import ModelCard, Request
 
 SWITCH = "{% if enable_thinking %}<think>{% endif %}"
@@ -62,6 +62,16 @@ def test_what_another_dialect_says_beyond_is_noted_and_its_bytes_are_not_sent() 
     found, marks = fates(asked)
     assert (found.wire, found.extra, found.tools) == (None, {}, ())
     assert marks == {"inference_geo": "dropped", "tools[0]": "dropped"}
+
+
+def test_samplers_that_ollama_has_from_llama_cpp_reach_the_runner() -> None:
+    options = {"min_p": 0.1, "repeat_penalty": 1.1, "num_ctx": 4096, "temperature": 0}
+    body = {"model": "m", "messages": HI, "options": options}
+    asked = ollama.decode_chat(json.dumps(body).encode()).request
+    assert asked is not None
+    found, marks = fates(asked)
+    assert (found.wire, set(found.extra)) == (None, {"min_p", "repeat_penalty"})
+    assert (found.sampling.temperature, marks) == (0, {"num_ctx": "dropped"})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from llm_runner_router.engine.effects import Effect, Grant, Group, Limits, Need, Refuse, Start, Stop
 from llm_runner_router.engine.scheduler import Scheduler
 
@@ -222,6 +224,21 @@ def test_keep_alive_counts_from_the_last_use() -> None:
     assert s.next_event(13) == 23
     assert s.on_tick(22.9) == []
     assert s.on_tick(23) == [Stop(1, "idle")]
+
+
+def test_a_model_may_be_kept_for_another_time_than_usual() -> None:
+    s = new(keep_alive=10)
+    runner = loaded(s, A)
+    s.on_keep("a", 100, 1)
+    assert s.next_event(1) == 100
+    assert s.on_tick(99) == []
+    s.on_keep("a", inf, 99)
+    assert s.next_event(99) is None
+    s.on_keep("a", None, 99)
+    assert s.on_tick(99) == [Stop(runner, "idle")]
+    s.on_exit(runner, "", 100)
+    runner = loaded(s, B, 100)
+    assert s.on_keep("b", 0, 101) == [Stop(runner, "idle")]
 
 
 def test_keep_alive_zero_unloads_at_once() -> None:

@@ -8,6 +8,7 @@ are checked; at the end the world calms down and everybody must have got an answ
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 
@@ -171,6 +172,9 @@ class World:
         elif choice < 0.90:
             key = rng.choice(self.needs).key
             self.do(f"replan {key}", s.on_replan(key, self.now))
+        elif choice < 0.91:
+            name, seconds = rng.choice(self.needs).name, rng.choice((None, 0, 1, 20, inf))
+            self.do(f"keep {name} {seconds}", s.on_keep(name, seconds, self.now))
         else:
             self.do("tick", s.on_tick(self.now))
 

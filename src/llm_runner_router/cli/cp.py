@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 import msgspec
 
+from llm_runner_router import refs
 from llm_runner_router.errors import BadRequest
 
 from . import output
 from .group import Verb
-from .pull import new_name
 from .stored import changing, kept, opened
 
 
@@ -25,7 +25,7 @@ def command(model: str, name: str) -> int:
     or by a hard link; a model of another program is named where it is.
     """
     store = opened()
-    new_name(name)
+    refs.plain(name)
     if name in store.names():
         raise BadRequest(f"the store has {name!r} already", hint=f"`llmrr rm {name}` first")
     with changing(store), store.pulling():
@@ -43,6 +43,4 @@ def command(model: str, name: str) -> int:
 
 def model_is_path(model: str) -> bool:
     """Whether it was named by its path, so that it may go away with its folder."""
-    from llm_runner_router import refs
-
     return refs.parse(model).kind == "file"

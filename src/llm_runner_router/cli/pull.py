@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from llm_runner_router import refs
-from llm_runner_router.errors import BadRequest
 from llm_runner_router.units import format_size
 
 from . import output, pulling, signed
@@ -42,7 +41,7 @@ def command(  # noqa: PLR0913 - one per option
     if name is not None and len(models) > 1:
         raise click.UsageError("`--name` is for one model", click.get_current_context())
     if name is not None:
-        new_name(name)
+        refs.plain(name)
     asked = signed.Signature(signature, public_key, identity, issuer)
     accept = asked.check if asked.wanted else None
     pulled = [
@@ -55,18 +54,3 @@ def command(  # noqa: PLR0913 - one per option
     for stored in pulled:
         print(f"{output.line(stored.name)}  {format_size(stored.size)}")
     return 0
-
-
-def new_name(name: str) -> str:
-    """`name` if it reads as a plain name and as nothing else.
-
-    Raises:
-        BadRequest: it would be a reference, so nobody could ask for it by this name.
-    """
-    ref = refs.parse(name)
-    if ref.kind != "name" or ref.name != name or "/" in name or ":" in name:
-        raise BadRequest(
-            f"{name!r} cannot be a name: it reads as a reference",
-            hint="letters, digits, `-`, `_` and `.`, for example `my-model`",
-        )
-    return name

@@ -29,6 +29,11 @@ from .base import Adapted
 
 SPOKEN = ("openai_chat", "openai_completions")
 """What a client may have spoken for its own words to be sent to a runner."""
+OLLAMA = "ollama"
+SAMPLERS = frozenset(
+    "min_p typical_p repeat_penalty repeat_last_n mirostat mirostat_tau mirostat_eta".split()
+)
+"""Options of Ollama's clients that runners know under the same name: both come from llama.cpp."""
 NOWHERE: dict[str, Any] = {
     "audio": None,
     "function_call": None,
@@ -68,10 +73,13 @@ def adapt(request: Request, model: LocalModel) -> Adapted:
 def native(request: Request, model: LocalModel, receipt: Receipt) -> Request:
     """`request` in the dialect of runners; what they cannot bring along is noted."""
     if request.wire is not None and request.wire.dialect not in SPOKEN:
+        shared = SAMPLERS if request.wire.dialect == OLLAMA else frozenset[str]()
         for name in request.extra:
-            receipt.dropped(name, "local models have no such parameter")
+            if name not in shared:
+                receipt.dropped(name, "local models have no such parameter")
+        kept = {name: value for name, value in request.extra.items() if name in shared}
         tools = tuple(own_tools(request, receipt))
-        request = msgspec.structs.replace(request, wire=None, extra={}, tools=tools)
+        request = msgspec.structs.replace(request, wire=None, extra=kept, tools=tools)
     for name, value in request.extra.items():
         if name in NOWHERE and msgspec.json.decode(value) not in (None, NOWHERE[name]):
             receipt.dropped(name, "local models have no such parameter")

@@ -224,6 +224,13 @@ class Residency:
                 known = self._know(model, purpose)
                 self._post(partial(self._scheduler.on_replan, key, need=known.need))
 
+    def keep(self, name: str, seconds: float | None) -> None:
+        """Unload the model called `name` when it was idle for `seconds`; None: as configured.
+
+        It holds until somebody wishes otherwise. `inf` keeps it while there is room for it.
+        """
+        self._post(partial(self._scheduler.on_keep, name, seconds))
+
     async def stop(self, name: str) -> bool:
         """Unload the model called `name`: at once, or after the requests it is answering.
 

@@ -21,10 +21,9 @@ thousandfold in size; a lock per model (ollama) makes the order of wake-ups luck
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from math import inf
 
 import msgspec
-from msgspec import Struct
 
 from .effects import (
     Effect,
@@ -40,58 +39,8 @@ from .effects import (
     Stop,
     Why,
 )
-from .evict import Crowd, Resident, Uses, make_room
-
-# ---------------------------------------------------------------- state
-
-
-class _Waiter(Struct):
-    ticket: int
-    since: float
-
-
-class _Runner(Struct):
-    number: int
-    need: Need
-    """As it was when it was started."""
-    bytes: int
-    """What it takes at most, without its engine's code: of loading, later of serving."""
-    state: Literal["loading", "ready", "retiring", "stopping"]
-    last_used: float
-    active: dict[int, float] = {}
-    """Tickets it serves, with the instant of the grant."""
-    draining: Left = "stopped"
-    """Why it retires."""
-    since: float = 0.0
-    """When it was started."""
-    made_room: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        return self.need.key
-
-
-class _Model(Struct):
-    need: Need
-    waiters: deque[_Waiter]
-    current: int | None = None
-    """The runner that gets requests."""
-    coming: int | None = None
-    """The runner that loads."""
-    failures: list[float] = []
-    restarts: int = 0
-    not_before: float = 0.0
-    parked_until: float = 0.0
-    last_error: str = ""
-    seconds: float = 1.0
-    """Smoothed time a request holds its slot; for `retry_after`."""
-    reload: float = 0.0
-    """Seconds it took to load, smoothed; 0 before the first time."""
-    uses: Uses = Uses()
-    gone_for_it: tuple[str, ...] = ()
-    """What was evicted for it since it was last started."""
-    held: bool = False
-    """Stopped on purpose: a pin does not load it again until somebody asks."""
+from .evict import Crowd, Resident, make_room
+from .state import ModelState, RunnerState, WaiterState
 
 
 class Scheduler:
@@ -99,9 +48,11 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._models: dict[str, _Model] = {}
-        self._runners: dict[int, _Runner] = {}
+        self._models: dict[str, ModelState] = {}
+        self._runners: dict[int, RunnerState] = {}
         self._granted: dict[int, int] = {}
+        self._keep: dict[str, float] = {}
+        """Seconds that models stay by their names, where somebody wished for others than usual."""
         self._next = 1
         self._closed = False
         self._out: list[Effect] = []
@@ -128,12 +79,20 @@ class Scheduler:
             queued = len(model.waiters)
             self._refuse(ticket, "overloaded", f"{queued} requests already wait for it", wait)
         else:  # 5
-            model.waiters.append(_Waiter(ticket, now))
+            model.waiters.append(WaiterState(ticket, now))
         return self._flush(now)
 
     def on_pin(self, need: Need, now: float) -> list[Effect]:
         """Keep `need` loaded from now on, also when nobody asks."""
         self._model(need)
+        return self._flush(now)
+
+    def on_keep(self, name: str, seconds: float | None, now: float) -> list[Effect]:
+        """Unload the model called `name` when it was idle for `seconds`; None: as usual."""
+        if seconds is None:
+            self._keep.pop(name, None)
+        else:
+            self._keep[name] = seconds
         return self._flush(now)
 
     def on_loaded(self, runner: int, now: float) -> list[Effect]:
@@ -327,8 +286,7 @@ class Scheduler:
         if not self._closed:
             self._grant(now)
             self._load(now)
-            if self.limits.keep_alive == 0:
-                self._unload_idle()
+            self._unload_idle()
         out, self._out = self._out, []
         return out
 
@@ -368,7 +326,7 @@ class Scheduler:
                     self._drain(model, missing, now)
             return
 
-    def _drain(self, model: _Model, missing: int, now: float) -> None:
+    def _drain(self, model: ModelState, missing: int, now: float) -> None:
         """Let runners in use finish and go, those first that cost least to load again.
 
         None goes if that is not enough, because a pinned model is in the way, for example.
@@ -379,7 +337,7 @@ class Scheduler:
         for number in make_room(missing, able, crowds):
             self._evict(self._runners[number], model, now)
 
-    def _evict(self, runner: _Runner, model: _Model, now: float) -> None:
+    def _evict(self, runner: RunnerState, model: ModelState, now: float) -> None:
         """Let `runner` go for `model`, and note what that will cost."""
         lost = self._models[runner.key]
         model.gone_for_it = (
@@ -389,7 +347,7 @@ class Scheduler:
         )
         self._retire(runner, "evicted")
 
-    def _hungry_by_age(self, now: float) -> list[_Model]:
+    def _hungry_by_age(self, now: float) -> list[ModelState]:
         found = [
             m
             for m in self._models.values()
@@ -405,24 +363,25 @@ class Scheduler:
         return any(m.waiters and m.current is None for m in self._models.values())
 
     def _unload_idle(self) -> None:
+        """Those that are not to stay a moment."""
         for runner in list(self._runners.values()):
             model = self._models[runner.key]
-            if self._expires(runner) is not None and not model.waiters:
+            if self._stays(model) == 0 and self._expires(runner) is not None and not model.waiters:
                 self._retire(runner, "idle")
 
     # ------------------------------------------------------------ steps
 
-    def _model(self, need: Need) -> _Model:
+    def _model(self, need: Need) -> ModelState:
         model = self._models.get(need.key)
         if model is None:
-            model = self._models[need.key] = _Model(need, deque())
+            model = self._models[need.key] = ModelState(need, deque())
         model.need = need
         return model
 
-    def _start(self, model: _Model, now: float) -> None:
+    def _start(self, model: ModelState, now: float) -> None:
         need, number = model.need, self._next
         self._next += 1
-        self._runners[number] = _Runner(
+        self._runners[number] = RunnerState(
             number,
             need,
             need.peak,
@@ -435,7 +394,7 @@ class Scheduler:
         model.coming = number
         self._out.append(Start(number, need.key))
 
-    def _retire(self, runner: _Runner, why: Left) -> None:
+    def _retire(self, runner: RunnerState, why: Left) -> None:
         """Take no new requests; stop now if there are none."""
         model = self._models[runner.key]
         if model.current == runner.number:
@@ -447,7 +406,7 @@ class Scheduler:
         else:
             self._stop(runner, why)
 
-    def _stop(self, runner: _Runner, why: Left) -> None:
+    def _stop(self, runner: RunnerState, why: Left) -> None:
         model = self._models[runner.key]
         if model.current == runner.number:
             model.current = None
@@ -459,7 +418,7 @@ class Scheduler:
     def _refuse(self, ticket: int, why: Why, message: str, retry: float | None = None) -> None:
         self._out.append(Refuse(ticket, why, message, retry))
 
-    def _refuse_parked(self, ticket: int, model: _Model, now: float) -> None:
+    def _refuse_parked(self, ticket: int, model: ModelState, now: float) -> None:
         left = max(1.0, model.parked_until - now)
         message = (
             f"it failed {self.limits.crashes} times within {self.limits.crash_window:g} s"
@@ -467,7 +426,7 @@ class Scheduler:
         )
         self._refuse(ticket, "parked", message, left)
 
-    def _note_failure(self, model: _Model, message: str, now: float) -> None:
+    def _note_failure(self, model: ModelState, message: str, now: float) -> None:
         """Back off, and park a model that keeps failing; those who wait are told."""
         model.last_error = message
         model.restarts += 1
@@ -491,7 +450,7 @@ class Scheduler:
         code = 0 if self._alike(need.engine) else need.code
         return used + need.peak + code - self.limits.budget
 
-    def _taken(self, runner: _Runner) -> int:
+    def _taken(self, runner: RunnerState) -> int:
         """What it counts for: its own, and its part of its engine's code.
 
         What becomes free when one of several goes is a little less; the next look sees that.
@@ -573,24 +532,29 @@ class Scheduler:
             and (m.current or m.coming)
         }
 
-    def _is_full(self, model: _Model) -> bool:
+    def _is_full(self, model: ModelState) -> bool:
         """The queue is at its limit; slots that are free, or will be once loaded, count extra."""
         runner = self._runners.get(model.current or 0)
         taken = len(runner.active) if runner is not None else 0
         return len(model.waiters) >= self.limits.max_queue + model.need.slots - taken
 
-    def _estimate(self, model: _Model) -> float:
+    def _estimate(self, model: ModelState) -> float:
         """Seconds until a newcomer would have its turn, 1 to 60."""
         turns = (len(model.waiters) + 1) / max(1, model.need.slots)
         return max(1.0, min(60.0, turns * model.seconds))
 
-    def _keeps(self, model: _Model) -> bool:
+    def _keeps(self, model: ModelState) -> bool:
         return model.need.pinned and not model.held
 
-    def _expires(self, runner: _Runner) -> float | None:
-        if runner.state != "ready" or runner.active or self._models[runner.key].need.pinned:
+    def _expires(self, runner: RunnerState) -> float | None:
+        model = self._models[runner.key]
+        stays = self._stays(model)
+        if runner.state != "ready" or runner.active or model.need.pinned or stays == inf:
             return None
-        return runner.last_used + self.limits.keep_alive
+        return runner.last_used + stays
+
+    def _stays(self, model: ModelState) -> float:
+        return self._keep.get(model.need.name, self.limits.keep_alive)
 
 
 def _mib(count: int) -> str:

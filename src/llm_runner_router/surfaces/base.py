@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
@@ -26,6 +26,96 @@ from llm_runner_router.types import (
     Trace,
     Usage,
 )
+
+
+class FileFacts(Struct, frozen=True):
+    """What the file of a local model says; the fields are those of `models.info.ModelInfo`."""
+
+    format: str
+    architecture: str
+    parameters: int
+    quantisation: str
+    bytes: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    chat_template: str | None
+    task: str
+
+
+class Described(Struct, frozen=True):
+    """A served model, with what its file says where it runs here."""
+
+    card: ModelCard
+    info: FileFacts | None = None
+    digest: str = ""
+    """SHA-256 of its content in hexadecimal, where the store knows it."""
+    modified: float = 0.0
+    """Unix seconds; when it came here."""
+
+
+class Loaded(Protocol):
+    """A row of `Admin.ps`, as far as surfaces look into it."""
+
+    name: str
+    memory: int | None
+    reserved: int
+    context: int
+    expires_in: float | None
+
+
+class Watch(Protocol):
+    """Someone who looks on while a model is brought; must not block."""
+
+    def say(self, line: str) -> None:
+        """A step, in a few words."""
+        ...
+
+    def begin(self, name: str, size: int | None, done: int) -> None:
+        """A file starts, with `done` bytes of `size` there already."""
+        ...
+
+    def advance(self, name: str, count: int) -> None:
+        """`count` more bytes are there."""
+        ...
+
+    def end(self, name: str) -> None:
+        """The file is there and checked."""
+        ...
+
+
+class Shelf(Protocol):
+    """The models on this machine, and how to change which there are."""
+
+    def has(self, name: str) -> bool:
+        """Whether the store has a model of that name."""
+        ...
+
+    async def pull(self, name: str, watch: Watch) -> str:
+        """Bring a model here, and say what it is called now.
+
+        Raises:
+            RunnerError: it cannot be had.
+        """
+        ...
+
+    async def copy(self, source: str, destination: str) -> None:
+        """Give a stored model another name as well.
+
+        Raises:
+            UnknownModel, BadRequest
+        """
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Forget a stored model.
+
+        Raises:
+            UnknownModel: there is no such stored model.
+        """
+        ...
 
 
 class Admin(Protocol):
@@ -56,6 +146,23 @@ class Admin(Protocol):
 
         Raises:
             UnknownModel, ModelFileError, LoadFailed
+        """
+        ...
+
+    @property
+    def shelf(self) -> Shelf:
+        """The models on this machine."""
+        ...
+
+    def described(self) -> Sequence[Described]:
+        """Every served name that can be used."""
+        ...
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """Unload a local model when it was idle for `seconds`; None: as configured.
+
+        Raises:
+            UnknownModel: no model of that name.
         """
         ...
 

@@ -7,15 +7,15 @@ clients of all formats).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
 from urllib.parse import parse_qs
 
-from llm_runner_router.types import Call, Request
+from llm_runner_router.types import Request
 
 from . import gemini, gemini_embed, sse
 from .base import Gateway, Reply
 from .exchange import Exchange, answer_headers, fidelity, figures, now, readable
+from .host import Handler, Host
 
 VERSION = "/v1beta/"
 """Google's clients ask below this."""
@@ -24,36 +24,6 @@ KEY = b"x-goog-api-key"
 _VERBS = frozenset(
     "generateContent streamGenerateContent countTokens embedContent batchEmbedContents".split()
 )
-
-Handler = Callable[[Exchange, str], Awaitable[None]]
-
-
-class Host(Protocol):
-    """What the routes need of the application around them."""
-
-    async def body(self, exchange: Exchange) -> bytes:
-        """The body of a request."""
-        ...
-
-    def room(self) -> Any:
-        """A place for a request in work, as a context manager."""
-        ...
-
-    def call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
-        """A call for a request."""
-        ...
-
-    async def answer(
-        self,
-        exchange: Exchange,
-        caller: str,
-        codec: Any,
-        requests: Sequence[Request],
-        id: str,
-        form: sse.Form,
-    ) -> None:
-        """Answer a request by the target it names."""
-        ...
 
 
 class GeminiRoutes:

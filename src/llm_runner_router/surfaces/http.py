@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from llm_runner_router.config import Server
 from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError, Unavailable
-from llm_runner_router.types import Call, Delta, ModelCard, Request
+from llm_runner_router.types import Call, ModelCard, Request
 
 from . import (
     anthropic,
     anthropic_write,
     gemini_write,
+    ollama_write,
     openai_chat,
     openai_completions,
     openai_embeddings,
@@ -54,6 +55,8 @@ from .exchange import (
 from .fan import fan
 from .gemini_routes import KEY as GOOGLE
 from .gemini_routes import VERSION, GeminiRoutes, credentials, spoken
+from .host import Codec, Handler, Voice
+from .ollama_routes import OllamaRoutes
 from .problems import MethodNotAllowed
 from .responses_routes import ResponseRoutes
 from .veil import veiled
@@ -66,31 +69,6 @@ BODY_SECONDS = 60.0
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-Handler = Callable[[Exchange, str], Awaitable[None]]
-"""Answers an exchange; the second argument is the name of the caller."""
-
-
-class Voice(Protocol):
-    """A module that writes errors."""
-
-    def error(self, exc: RunnerError) -> bytes:
-        """A JSON body."""
-        ...
-
-    def stream_error(self, exc: RunnerError) -> bytes:
-        """An event inside a stream."""
-        ...
-
-
-class Codec(Voice, Protocol):
-    """A module that encodes the answers of a route."""
-
-    def encode(
-        self, deltas: AsyncIterator[Delta], request: Request, reply: Reply
-    ) -> AsyncIterator[bytes]:
-        """See `openai_chat.encode`."""
-        ...
 
 
 class HttpApp:
@@ -119,6 +97,7 @@ class HttpApp:
         self._admin = AdminRoutes(gateway, self.body, shutdown)
         self._responses = ResponseRoutes(gateway, self)
         self._gemini = GeminiRoutes(gateway, self)
+        self._ollama = OllamaRoutes(gateway, self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -175,11 +154,11 @@ class HttpApp:
             path = path.removeprefix(VERSION[:-1])
         if len(path) > 1 and path.endswith("/"):
             path = path.rstrip("/")
-        methods = self._routes.get(path)
+        methods = {"GET": _greet} if exchange.path == "/" else self._routes.get(path)
         if methods is None and path.startswith("/models/"):
             methods = self._gemini.find(path) or {"GET": self._model}
         if methods is None:
-            methods = self._responses.find(path)
+            methods = self._responses.find(path) or self._ollama.find(path)
         if methods is None:
             raise self._no_route(path)
         method: str = exchange.scope["method"]
@@ -306,9 +285,9 @@ class HttpApp:
         """
         return _Room(self)
 
-    def told(self, exc: Exception) -> RunnerError:
-        """The error that a client is told."""
-        return _told(exc)
+    def told(self, exc: Exception, exchange: Exchange | None = None) -> RunnerError:
+        """The error that a client is told; without `exchange`, one who asked for an answer."""
+        return _told(exc, exchange)
 
     def call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
         """A call for this request."""
@@ -423,7 +402,15 @@ def _voice(exchange: Exchange) -> Voice:
         return anthropic_write
     if GOOGLE in exchange.headers or path.startswith(VERSION) or spoken(path):
         return gemini_write
-    return openai_json
+    return ollama_write if path.startswith("/api/") else openai_json
+
+
+async def _greet(exchange: Exchange, caller: str) -> None:
+    """What clients of Ollama look for before they ask anything."""
+    text = b"Ollama is running"
+    head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"17")]
+    await exchange.start(200, head)
+    await exchange.end(text)
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:

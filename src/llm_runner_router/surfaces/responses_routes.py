@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Raw, Struct
 
-from llm_runner_router.config import Server
 from llm_runner_router.errors import BadRequest, NotFound, Overloaded, RunnerError, Unsupported
 from llm_runner_router.policy.stored import Stored, items
-from llm_runner_router.types import Call, Delta, Request
+from llm_runner_router.types import Call, Delta
 
 from . import sse
 from .base import Gateway, Reply
 from .codec import parse
 from .exchange import Exchange, answer_headers, now
+from .host import Handler, Host
 from .responses import Codec, Turn, decode, decode_count, encode_count
 from .responses_read import listed
 from .responses_write import Told, failed, head
@@ -39,40 +39,8 @@ MAX_REPLAY = 8 << 20
 PAGE = 20
 MAX_PAGE = 100
 
-Handler = Callable[[Exchange, str], Awaitable[None]]
 _log = logging.getLogger(__name__)
 _random = random.SystemRandom()  # whoever guesses an id still needs its owner's key
-
-
-class Host(Protocol):
-    """What the routes need of the application around them."""
-
-    async def body(self, exchange: Exchange) -> bytes:
-        """The body of a request."""
-        ...
-
-    def room(self) -> Any:
-        """A place for a request in work, as a context manager."""
-        ...
-
-    def call(self, exchange: Exchange, caller: str, user: str | None) -> Call:
-        """A call for a request."""
-        ...
-
-    async def answer(
-        self, exchange: Exchange, caller: str, codec: Codec, requests: Sequence[Request], id: str
-    ) -> None:
-        """Answer a request by the target it names."""
-        ...
-
-    def told(self, exc: Exception) -> RunnerError:
-        """The error that a client is told."""
-        ...
-
-    @property
-    def settings(self) -> Server:
-        """Limits."""
-        ...
 
 
 class _Shown(Struct, frozen=True):

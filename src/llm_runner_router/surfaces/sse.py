@@ -29,12 +29,15 @@ class Form(Struct, frozen=True):
 
     headers: Headers
     ping: bytes
-    """What means nothing between two frames; sent when there was silence for long."""
+    """What means nothing between two frames; sent when there was silence for long. Empty: nothing
+    does."""
 
 
 EVENTS = Form(HEADERS, PING)
 LINES = Form(HEADERS, b"\n")
 """For clients that take a comment for data: Google's do, and skip empty lines."""
+NDJSON = Form([(b"content-type", b"application/x-ndjson"), *HEADERS[1:]], b"")
+"""Lines of JSON, between which nothing can stand."""
 LIST = Form([(b"content-type", b"application/json"), *HEADERS[1:]], b"\n")
 """One JSON list that grows."""
 
@@ -94,7 +97,7 @@ async def stream(
     An error on the way becomes an error event, after which the stream ends. `failed` turns any
     exception into the error that the client is told.
     """
-    pulse = Pulse(exchange, every, ping) if every else None
+    pulse = Pulse(exchange, every, ping) if every and ping else None
     last = b""
     try:
         await exchange.send(first)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llm_runner_router.errors import BadRequest, UnknownModel
+from msgspec import Struct
+
+from llm_runner_router.errors import BadRequest, NotFound, UnknownModel
 from llm_runner_router.policy.auth import Key, Keys
 from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
@@ -24,9 +26,61 @@ from llm_runner_router.types import (
     Trace,
 )
 
+from .base import Described, Watch
+
 T = TypeVar("T")
 
 KEY = "llmrr-key-for-tests"
+
+
+class FakeRow(Struct, omit_defaults=True):
+    """A row of `ps`; see `base.Loaded`."""
+
+    name: str
+    memory: int | None = None
+    reserved: int = 0
+    context: int = 0
+    expires_in: float | None = None
+
+
+class FakeShelf:
+    """A store of models for tests, in memory.
+
+    Attributes:
+        names: what it has.
+        pulls: what was pulled.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.pulls: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """See `Shelf`."""
+        return name in self.names
+
+    async def pull(self, name: str, watch: Watch) -> str:
+        """See `Shelf`: two files of ten bytes; one called `broken` breaks off."""
+        self.pulls.append(name)
+        watch.say("pulling manifest")
+        for file in ("sha256:aa", "sha256:bb"):
+            watch.begin(file, 10, 0)
+            watch.advance(file, 4)
+            if "broken" in name:
+                raise NotFound(f"{name} is not there")
+            watch.advance(file, 6)
+            watch.end(file)
+        watch.say("success")
+        self.names.add(name)
+        return name
+
+    async def copy(self, source: str, destination: str) -> None:
+        """See `Shelf`."""
+        self.names.add(destination)
+
+    async def delete(self, name: str) -> None:
+        """See `Shelf`."""
+        self.names.remove(name)
 
 
 class FakeGateway:
@@ -60,6 +114,7 @@ class FakeGateway:
         self._keys = Keys(Key(key, name="test", source="a test"))
         self._decisions = decisions
         self._notes = notes
+        self._shelf = FakeShelf()
         self.responses = Responses(responses, keep=3600, limit=1 << 20)
 
     # ------------------------------------------------------------ Gateway
@@ -143,7 +198,7 @@ class FakeGateway:
 
     def ps(self) -> Any:
         """See `Admin`."""
-        return [{"name": name} for name in self.targets]
+        return [FakeRow(name) for name in self.targets]
 
     def status(self) -> Any:
         """See `Admin`."""
@@ -164,6 +219,20 @@ class FakeGateway:
         self.target(name)
         self.asked.append(f"load:{name}")
         return {"loaded": name}
+
+    @property
+    def shelf(self) -> FakeShelf:
+        """See `Admin`."""
+        return self._shelf
+
+    def described(self) -> Sequence[Described]:
+        """See `Admin`."""
+        return [Described(card) for card in self.cards()]
+
+    def keep(self, name: str, seconds: float | None) -> None:
+        """See `Admin`."""
+        self.target(name)
+        self.asked.append(f"keep:{name}:{seconds}")
 
     async def stop(self, name: str) -> Any:
         """See `Admin`."""
