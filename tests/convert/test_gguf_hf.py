@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,27 @@ def test_the_zoos_tokenizer_comes_back(tmp_path: Path) -> None:
     assert new.apply_chat_template(said, tokenize=False) == old.apply_chat_template(
         said, tokenize=False
     )
+
+
+def test_a_token_that_is_no_text_is_named(tmp_path: Path) -> None:
+    content = SHIPPED.read_bytes()
+    at = content.index(b"tokenizer.ggml.tokens")
+    word = struct.pack("<Q", 5) + "Ġthe".encode()
+    assert content.find(word, at) > at
+    tail = content[at:].replace(word, word[:-3] + b"t\xe2e", 1)
+    (tmp_path / "bad.gguf").write_bytes(content[:at] + tail)
+    with pytest.raises(Unsupported, match=r"`tokenizer\.json` cannot hold 'Ġt.udce2e'"):
+        to_safetensors(tmp_path / "bad.gguf", tmp_path / "back", Options(), silent)
+    assert not (tmp_path / "back").exists()
+
+
+def test_letters_that_are_bytes_alone_are_told(tmp_path: Path) -> None:
+    """llama.cpp joins them, merges between tokens cannot: the texts would be cut otherwise."""
+    from tests.formats.older import as_spm_gguf
+
+    source = as_spm_gguf(SHIPPED, tmp_path / "spm.gguf")
+    with pytest.raises(Unsupported, match=r"no token for .*, of which others are made"):
+        to_safetensors(source, tmp_path / "back", Options(), silent)
 
 
 def test_merges_come_back_from_scores(tmp_path: Path) -> None:

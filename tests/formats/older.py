@@ -87,10 +87,20 @@ def order(source: Path) -> list[int]:
 
 def _words(config: Any) -> list[bytes]:
     letters = {letter: byte for byte, letter in enumerate(_letters())}
-    return [
+    words = [
         bytes(letters[c] for c in token) if set(token) <= letters.keys() else token.encode()
         for token in config["tokenizer.ggml.tokens"]
     ]
+    # A piece of a character, which only a vocabulary of bytes has, becomes its number.
+    return [w if len(w) == 1 or _is_text(w) else f"[{i}]".encode() for i, w in enumerate(words)]
+
+
+def _is_text(word: bytes) -> bool:
+    try:
+        word.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _letters() -> list[str]:

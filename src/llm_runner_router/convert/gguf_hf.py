@@ -73,11 +73,26 @@ def to_safetensors(source: Path, target: Path, options: Options, tick: Tick) -> 
         written = {"config.json": settings, **gguf_tokenizer.files(fields)}
         ids = {key: value for key, value in settings.items() if key.endswith("_token_id")}
         written["generation_config.json"] = ids
+        texts = {name: _text(name, content) for name, content in written.items()}
         target.mkdir(parents=True, exist_ok=True)
         _write(checkpoint, list(_parts(checkpoint, settings, wanted)), settings, target, tick)
-        for name, content in written.items():
-            text = msgspec.json.format(msgspec.json.encode(content), indent=1)
+        for name, text in texts.items():
             (target / name).write_bytes(text + b"\n")
+
+
+def _text(name: str, content: dict[str, Any]) -> bytes:
+    """`content` as JSON.
+
+    Raises:
+        Unsupported: there are bytes in it that are no text; GGUF allows them, JSON does not.
+    """
+    try:
+        return msgspec.json.format(msgspec.json.encode(content), indent=1)
+    except UnicodeEncodeError as exc:
+        raise Unsupported(
+            f"`{name}` cannot hold {exc.object[:60]!r}, whose bytes are no text",
+            hint="run the GGUF file as it is",
+        ) from exc
 
 
 def _rows(checkpoint: Checkpoint) -> int:

@@ -107,6 +107,7 @@ def _sentencepiece(
         raise ModelFileError("the file has not a score for each token")
     vocab = _vocab(tokens, types)
     normal = {token: i for token, i in vocab.items() if types[i] == NORMAL}
+    _check_letters(normal)
     merges = [
         (-scores[i], normal[token[:at]], normal[token[at:]], token[:at], token[at:])
         for token, i in normal.items()
@@ -137,6 +138,21 @@ def _sentencepiece(
         },
     }
     return model, steps
+
+
+def _check_letters(normal: Mapping[str, int]) -> None:
+    """llama.cpp joins characters that are no tokens; a list of merges cannot say that.
+
+    Only of letters and digits of ASCII, which every vocabulary that was trained has: it may lack a
+    rare character of one of its tokens, which then is never reached.
+    """
+    parts = {c for token in normal if len(token) > 1 for c in token if c.isascii() and c.isalnum()}
+    if bare := parts - normal.keys():
+        raise Unsupported(
+            f"the tokenizer has no token for {min(bare)!r}, of which others are made: no list of"
+            " merges in `tokenizer.json` can say that",
+            hint="run the GGUF file as it is",
+        )
 
 
 def _special(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
