@@ -222,6 +222,15 @@ def json_object(asked: Asked) -> None:
     assert answer.text.startswith("{")
 
 
+def grammar(asked: Asked) -> None:
+    """Whatever the model would rather say, and however hot."""
+    extra = {"grammar": 'root ::= ("yes" | "no") "!"', **LOOSE}
+    for _ in range(3):
+        answer = asked.chat(**WIDE | {"max_tokens": 40}, extra=extra)
+        assert answer.text in ("yes!", "no!")
+        assert answer.choices[0].finish == "stop"
+
+
 def tools_required(asked: Asked) -> None:
     request = chat("What is the weather in Rome?", max_tokens=120)
     answer = asked.ask(with_(request, tools=(WEATHER, TIME), tool_choice="required"))
@@ -374,6 +383,7 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
     "logprobs": logprobs,
     "json_schema": json_schema,
     "json_object": json_object,
+    "grammar": grammar,
     "tool_choice: required": tools_required,
     "tool_choice: named": tools_named,
     "tools": tools_auto,
@@ -392,6 +402,8 @@ CHECKS: dict[str, Callable[[Asked], None]] = {
     "lora with scales": lora_scaled,
     "suffix": refused("suffix", Request(model="m", prompt="a", suffix="b")),
 }
+NOBODY = ("echo with logprobs", "best_of", "suffix")
+"""Of `CHECKS` those that see every engine refuse."""
 KNOWN_TO_LLAMACPP: dict[str, Request] = {
     "typical_p": chat(temperature=1.0, extra={"typical_p": 0.5}),
     "top_n_sigma": chat(temperature=1.0, extra={"top_n_sigma": 1.0}),

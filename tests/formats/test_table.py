@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.engine.test_features import CHECKS, ENGINES, REFUSED
 
+from llm_runner_router.convert.base import found
+from llm_runner_router.engine.select import engine_names, load_engine
 from llm_runner_router.models import detect
 from llm_runner_router.testing import check_format
 
-from . import npz
+from . import conversions, features, npz
 from .forms import FORMS
 from .notes import Notes, table
 from .table import HEAD, PAGE, SECTIONS, columns, section
@@ -17,8 +20,8 @@ from .table import HEAD, PAGE, SECTIONS, columns, section
 
 @pytest.mark.long
 @pytest.mark.engine
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["formats", "conversions"])
 async def test_the_page_says_what_happens(name: str) -> None:
     told = await SECTIONS[name]()
     hint = f"`python -m tests.formats.table {name}` writes it"
@@ -56,3 +59,32 @@ def test_no_cell_is_left_without_a_word() -> None:
             table(["x", "y"], [["a", hole]])
         with pytest.raises(AssertionError):
             notes.mark(hole)
+
+
+async def test_the_table_of_features_is_that_of_the_test_of_features() -> None:
+    told = await SECTIONS["features"]()
+    assert told == section(PAGE.read_text(), "features"), "`python -m tests.formats.table features`"
+
+
+def test_what_engines_say_of_themselves_is_what_they_are_seen_to_do() -> None:
+    assert {*ENGINES, features.OUTSIDE} == set(engine_names())
+    checks = {name for names in features.OF.values() for name in names}
+    assert checks <= set(CHECKS)
+    for engine in ENGINES:
+        has = load_engine(engine).FEATURES
+        assert has <= features.OF.keys() | features.BESIDE.keys()
+        for feature, names in features.OF.items():
+            for name in names:
+                refuses = (engine, name) in REFUSED
+                assert refuses == (feature not in has), f"{engine}: {name}"
+
+
+def test_every_kind_has_its_place() -> None:
+    lines = section(PAGE.read_text(), "conversions").splitlines()
+    (head,) = [line for line in lines if line.startswith("| From |")]
+    assert [cell.strip(" `") for cell in head.split("|")[3:-1]] == conversions.kinds()
+    named = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert named == ["From", *conversions.SOURCES]
+    there = {line.split(" | ")[1].strip("`") for line in lines if line.startswith("| ")}
+    read = {one.facts.have for one in found()}
+    assert read <= there, f"no row converts {read - there}"

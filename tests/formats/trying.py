@@ -203,7 +203,6 @@ def _clean(found: Said, path: Path) -> Said:
 
 
 def _without(text: str, path: Path) -> str:
-    """Without what is of this run alone."""
     text = text.replace(str(path), "MODEL").replace(f"file:{path}", "MODEL")
     return text.replace("`file:MODEL`", "`MODEL`").replace("`m`", "`MODEL`")
 
