@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -95,3 +96,13 @@ def test_memory_grows_with_the_context(free: int) -> None:
     assert [need.context for need in found] == [2048, 8192, 32768, 40_000]
     assert [need.bytes for need in found] == sorted({need.bytes for need in found})
     assert all(need.fits == (free > 0) for need in found)
+
+
+def test_a_packed_file_is_told_with_what_becomes_of_it(llmrr: Run, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf.gz"
+    path.write_bytes(gzip.compress((ZOO / "tiny-math.gguf").read_bytes()))
+    done = llmrr("inspect", str(path))
+    assert done.code == 0, done.err
+    assert "compressed with gzip, with a GGUF file inside" in done.out
+    assert "when it is loaded: packed-gguf to gguf, for llamacpp" in done.out
+    assert not list(tmp_path.glob("*.gguf")), "nothing was unpacked"

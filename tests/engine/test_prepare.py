@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -264,6 +266,69 @@ def test_quantising_twice_is_refused() -> None:
     )
     with pytest.raises(Unsupported, match="lose twice"):
         find_way(small, EngineSelector())
+
+
+# ---------------------------------------------------------------- packed
+
+
+def zipped(path: Path) -> LocalModel:
+    """The folder as an archive."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in FOLDER.iterdir():
+            archive.write(file, f"tiny-math/{file.name}")
+    return resolve(refs.parse(str(path)))
+
+
+async def test_a_packed_model_is_unpacked_once(environ: dict[str, str], tmp_path: Path) -> None:
+    plain = resolve(refs.parse("zoo:tiny-math")).path
+    path = tmp_path / "tiny.gguf.gz"
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    model = resolve(refs.parse(str(path)))
+    assert model.info.format == "packed"
+    first = await preparer(EngineSelector(), environ).ready(model)
+    assert first.path.read_bytes() == plain.read_bytes()
+    assert (first.name, first.info.format) == (model.name, "gguf")
+    again = await preparer(EngineSelector(), environ).ready(model)
+    assert again.path == first.path, "also after a restart"
+    assert len(files(environ, "model.gguf")) == 1
+
+
+def test_a_packed_folder_runs_as_the_folder_would(tmp_path: Path) -> None:
+    model = zipped(tmp_path / "m.zip")
+    way = find_way(model, NO_TORCH)
+    assert way.steps == ("packed-safetensors to safetensors", "safetensors to gguf")
+    everything = EngineSelector(installed=lambda name: True)
+    assert find_way(model, everything).steps == ("packed-safetensors to safetensors",)
+    mixed = msgspec.structs.replace(model, quantization="q8_0")
+    assert find_way(mixed, everything).steps[-1] == "quantise to Q8_0"
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(120)
+async def test_a_packed_model_answers_as_the_file_inside(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.gguf.gz"
+    path.write_bytes(gzip.compress(resolve(refs.parse("zoo:tiny-math")).path.read_bytes()))
+    nodes: dict[str, str | Node] = {
+        "packed": Node(target=str(path)),
+        "plain": Node(target="zoo:tiny-math"),
+    }
+    app = App(Config(models=nodes, engine=Engine(slots=1, spare=False)), environ=environ)
+    answers = []
+    await app.start()
+    try:
+        for name in nodes:
+            request = Request(
+                model=name,
+                messages=(Message("user", "What is 12 + 30?"),),
+                sampling=Sampling(temperature=0.0, max_tokens=32),
+            )
+            async with app.target(name).open(request, app.start_call()) as deltas:
+                answers.append((await collect(deltas)).choices[0].text)
+    finally:
+        await app.close()
+    assert answers[0] == answers[1] != ""
 
 
 # ---------------------------------------------------------------- through the whole path

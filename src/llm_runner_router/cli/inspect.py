@@ -27,6 +27,7 @@ from .stored import opened
 if TYPE_CHECKING:
     from llm_runner_router.engine.base import Engine, Verdict
     from llm_runner_router.engine.fit import Memory
+    from llm_runner_router.engine.select import EngineSelector
     from llm_runner_router.models.info import ModelInfo
 
 CONTEXTS: Final = (2048, 8192, 32768, 131072)
@@ -64,6 +65,8 @@ class Facts(Struct, frozen=True):
     """The chat template on a sample, or why it cannot be rendered; empty without one."""
     template: str = ""
     """What stands in for the file's own chat template, in words; empty for nothing."""
+    way: str = ""
+    """What is made of it when it is loaded, where no engine runs it as it is; empty else."""
 
 
 @click.command("inspect", cls=Verb)
@@ -79,7 +82,8 @@ def command(model: str, why: bool, as_json: bool) -> int:
 
     MODEL is a file, a folder, or the name of a model on this machine. The format is told by the
     content, never by the name: GGUF, safetensors, PyTorch, ONNX, MLX, TensorFlow.js, OpenVINO, and
-    LLaMA files from before GGUF. Whatever is in a file, nothing of it is run.
+    LLaMA files from before GGUF; also in a zip or tar archive, or compressed (of those only the
+    beginning is read). Whatever is in a file, nothing of it is run.
     """
     facts = gather(located(model), model)
     if as_json:
@@ -138,7 +142,21 @@ def gather(path: Path, name: str | None = None) -> Facts:
         features={name: tuple(sorted(selector.engines[name].FEATURES)) for name in able},
         prompt=_prompt(mender.text(found.info.chat_template)),
         template=mender.told(found.info.chat_template),
+        way="" if able or found.info.part else _way(path, found.info, selector),
     )
+
+
+def _way(path: Path, info: ModelInfo, selector: EngineSelector) -> str:
+    from llm_runner_router.engine.prepare import find_way
+    from llm_runner_router.models.info import LocalModel
+    from llm_runner_router.types import ModelCard
+
+    card = ModelCard(name=str(path), local=True)
+    try:
+        found = find_way(LocalModel(str(path), path, info, card), selector)
+    except RunnerError:
+        return ""
+    return f"{', then '.join(found.steps)}, for {found.engine}"
 
 
 def needs(info: ModelInfo, engine: Engine, available: int) -> tuple[Need, ...]:
@@ -185,7 +203,8 @@ def _print(facts: Facts, *, why: bool) -> None:
     rows = [(v.engine, _verdict(v) + _without(facts.features.get(v.engine))) for v in shown]
     output.pairs(rows, "  ")
     if not any(verdict.can and not verdict.by_name for verdict in facts.engines):
-        print("  none here runs it; `--why` tells what each lacks")
+        told = f"as it is; when it is loaded: {facts.way}" if facts.way else "here"
+        print(f"  none runs it {told}; `--why` tells what each lacks")
     if facts.features and why:
         print("\nfeatures")
         output.pairs([(name, ", ".join(can)) for name, can in facts.features.items()], "  ")

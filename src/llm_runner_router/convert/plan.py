@@ -10,7 +10,7 @@ A kind is a format together with how it is laid out on disk:
     mlx          the same with MLX's quantisation tfjs          `model.json` and its shards
     onnx         a graph                          onnx-genai    a folder for onnxruntime-genai
     ggml         the files before GGUF            peft          a folder with a LoRA adapter
-    gguf-adapter one file with a LoRA adapter
+    gguf-adapter one file with a LoRA adapter    packed-…      one of these in a packed file
 
 Plugins may add kinds; a kind is any name that a converter reads or writes.
 """

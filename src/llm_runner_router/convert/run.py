@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from llm_runner_router.errors import BadRequest, EngineError, ModelFileError
 from llm_runner_router.models import detect
+from llm_runner_router.models.formats import packed
 from llm_runner_router.models.formats.gguf_types import BITNET
 from llm_runner_router.models.locks import FileLock
 
@@ -73,6 +74,8 @@ def kind_of(path: Path) -> str:
     """
     found = detect.detect(path)
     name = found.name
+    if name == "packed":
+        return f"packed-{packed.inside(path).kind}"
     if name == "onnx":
         folder = path if path.is_dir() else path.parent
         return "onnx-genai" if (folder / "genai_config.json").is_file() else "onnx"

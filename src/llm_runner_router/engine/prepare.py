@@ -49,6 +49,8 @@ WAIT_FACTOR = 20.0
 """A conversion may take `WAIT_LEAST` seconds and this many times its own estimate."""
 AGAIN = 300.0
 """Seconds after which a conversion that failed is tried again."""
+PACKED = "packed-"
+"""Begins the kind of a model in an archive, or in a file that is only compressed."""
 DYNAMIC = "dynamic"
 """Asked for in place of a mix: the best that fits the memory and the speed of this machine."""
 LEFT = 0.8
@@ -392,7 +394,10 @@ def find_way(model: LocalModel, engines: EngineSelector) -> Way:
     mix = _mix(model)
     have = kind_of(model.path)
     reasons: list[str] = []
-    for want in ("gguf",) if mix else TARGETS:
+    inner = have.removeprefix(PACKED)
+    # What was packed runs as it would have unpacked, and is converted only where nothing does.
+    first = (inner,) if inner != have else ()
+    for want in ("gguf",) if mix else dict.fromkeys((*first, *TARGETS)):
         try:
             steps = () if want == have else steps_for(model.path, want, have=have)
         except RunnerError as exc:

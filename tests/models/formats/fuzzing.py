@@ -8,6 +8,7 @@ audit hook notes every file written, process started and socket opened. Prints w
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -134,6 +135,38 @@ def sound_openvino(folder: Path) -> Path:
     return openvino_model(folder)
 
 
+def sound_packed_file(folder: Path) -> Path:
+    from tests.models.test_gguf import build
+
+    path = folder / "m.gguf.gz"
+    path.write_bytes(gzip.compress(build(), mtime=0))
+    return path
+
+
+def sound_packed_zip(folder: Path) -> Path:
+    from .packing import hub, zipped
+
+    path = folder / "m.zip"
+    path.write_bytes(zipped(hub()))
+    return path
+
+
+def sound_packed_tar(folder: Path) -> Path:
+    from .packing import hub, tarred
+
+    path = folder / "m.tar"
+    path.write_bytes(tarred(hub()))
+    return path
+
+
+def sound_packed_stream(folder: Path) -> Path:
+    from .packing import hub, tarred
+
+    path = folder / "m.tar.gz"
+    path.write_bytes(gzip.compress(tarred(hub()), mtime=0))
+    return path
+
+
 SOUND: dict[str, Callable[[Path], Path]] = {
     "gguf": sound_gguf,
     "gguf-small": sound_small_gguf,
@@ -146,6 +179,10 @@ SOUND: dict[str, Callable[[Path], Path]] = {
     "mlx": sound_mlx,
     "ggml": sound_ggml,
     "openvino": sound_openvino,
+    "packed-file": sound_packed_file,
+    "packed-zip": sound_packed_zip,
+    "packed-tar": sound_packed_tar,
+    "packed-stream": sound_packed_stream,
 }
 
 
@@ -161,6 +198,8 @@ def mutated(content: bytes, seed: int) -> bytes:
         return hostile_json(content, rng)
     if content[:4] == b"PK\x03\x04":
         return hostile_zip(content, rng)
+    if content[:2] == b"\x1f\x8b":
+        return gzip.compress(damaged(gzip.decompress(content), rng.randrange(1 << 30)), 1, mtime=0)
     if content[8:9] == b"{":
         length = int.from_bytes(content[:8], "little")
         header = hostile_json(content[8 : 8 + length], rng)

@@ -102,10 +102,19 @@ def open_header(path: Path) -> tuple[Header, int]:
             return _Reader(data, size).header(), size
 
 
+def header_of(start: bytes, size: int) -> Header:
+    """The header in the first bytes of a file of `size` bytes.
+
+    Raises:
+        Bad: it is not sound, or goes on behind `start`.
+    """
+    return _Reader(start, size).header()
+
+
 class _Reader:
     """A cursor over the mapped file; every step is checked against the end."""
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
+    def __init__(self, data: mmap.mmap | bytes, size: int) -> None:
         self._data = data
         self._size = size
         self._at = 0

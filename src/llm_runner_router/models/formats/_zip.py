@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ._files import MAX_ENTRIES, Bad
 
@@ -29,6 +30,13 @@ class Entry(Struct, frozen=True):
     start: int
     bytes: int
     stored: bool = True
+    plain: int = 0
+    """Bytes it has when unpacked."""
+    method: int = 0
+    """How it is compressed: 0 is not at all, 8 is deflate."""
+    crc: int = 0
+    link: bool = False
+    """It is a link or a device, as archives from Unix may say."""
 
 
 def entries(file: BinaryIO) -> dict[str, Entry]:
@@ -43,17 +51,17 @@ def entries(file: BinaryIO) -> dict[str, Entry]:
         raise Bad(f"its archive claims {count} entries in {length} bytes, too many")
     file.seek(start)
     directory = file.read(length)
-    found = sorted(_central(directory, count), key=lambda e: e[1])
     result: dict[str, Entry] = {}
     end = 0
-    for name, header, size, stored in found:
+    for entry in sorted(_central(directory, count), key=lambda e: e.start):
+        name, header, size = entry.name, entry.start, entry.bytes
         data = _local(file, header, name)
         if header < end or data + size > start:
             raise Bad(f"the entry {name[:80]!r} of its archive overlaps another one")
         if name in result:
             raise Bad(f"the entry {name[:80]!r} stands twice in its archive")
         end = data + size
-        result[name] = Entry(name, data, size, stored)
+        result[name] = replace(entry, start=data)
     return result
 
 
@@ -91,13 +99,14 @@ def _far_end(file: BinaryIO, locator: bytes, most: int) -> tuple[int, int, int, 
     return count, length, start, at
 
 
-def _central(directory: bytes, count: int) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, place of the local header, size, and whether it is stored as it is, of each entry."""
+def _central(directory: bytes, count: int) -> Iterator[Entry]:
+    """What the directory says of each entry; `start` is where its local header lies."""
     at = 0
     for _ in range(count):
         if len(directory) - at < 46 or directory[at : at + 4] != b"PK\x01\x02":
             raise Bad("the directory of its archive is damaged")
         flags, method = struct.unpack_from("<2H", directory, at + 8)
+        crc, mode = (struct.unpack_from("<I", directory, at + i)[0] for i in (16, 38))
         packed, plain, names, extras, comments = struct.unpack_from("<2I3H", directory, at + 20)
         header = struct.unpack_from("<I", directory, at + 42)[0]
         at += 46
@@ -112,7 +121,9 @@ def _central(directory: bytes, count: int) -> Iterator[tuple[str, int, int, bool
         if packed != plain and not method:
             raise Bad(f"the entry {name[:80]!r} of its archive has two different sizes")
         _plain_name(name)
-        yield name, header, packed, not method
+        # The upper half is Unix's mode, if a Unix made it; its kind is 0 where nothing is said.
+        link = mode >> 28 not in (0, 4, 8)
+        yield Entry(name, header, packed, not method, plain, method, crc, link)
     if at != len(directory):
         raise Bad("the directory of its archive is damaged")
 

@@ -17,7 +17,7 @@ from llm_runner_router.models.checkpoint import Checkpoint, Weight
 from llm_runner_router.models.info import PARTS, ModelInfo
 
 from ._files import Bad, Opened, Place, naming
-from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, bitnet, open_header
+from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, bitnet, header_of, open_header
 from ._gguf_metadata import Metadata
 from .gguf_types import BITNET, KINDS
 
@@ -39,6 +39,15 @@ def describe(path: Path) -> ModelInfo:
     """
     with naming(path):
         return _info(_parts(path))
+
+
+def describe_start(start: bytes, size: int) -> ModelInfo:
+    """The facts in the beginning of a GGUF file of `size` bytes, checked.
+
+    Raises:
+        Bad: it is not sound, or the header goes on behind `start`.
+    """
+    return _info([_Part(Path(), header_of(start, size), size)])
 
 
 def read_header(path: Path) -> Header:

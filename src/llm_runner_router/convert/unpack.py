@@ -1,0 +1,229 @@
+"""Packed model files unpacked: one file or one folder, written as it streams by.
+
+Knows: where members go, and what must hold before and while they are written: room on the disk, the
+kind that the archive seemed to hold. Does not know: containers (`models/formats/_archive.py`, which
+refuses what leads out of the folder, grows without bound, is damaged or encrypted). Memory does not
+grow with the file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from llm_runner_router.errors import EngineError, ModelFileError
+from llm_runner_router.models.formats import packed
+
+from . import companions
+from .base import Options, Tick, converts
+
+if TYPE_CHECKING:
+    from llm_runner_router.models.formats.packed import Content, Inside, Member
+
+PREFIX: Final = "packed-"
+"""Before the kind of what is inside, in the names of `plan.py`."""
+PIECE: Final = 4 << 20
+ROOM: Final = 64 << 20
+"""Bytes that stay free on the disk."""
+LOOK: Final = 256 << 20
+"""Bytes written between two looks at what is free."""
+_CODE: Final = (".py", ".pyc", ".sh", ".exe", ".so", ".dll")
+"""Files that are left behind: nothing of a model is ever run."""
+_NAMES: Final = {
+    "safetensors": "model.safetensors",
+    "mlx": "model.safetensors",
+    "pytorch": "pytorch_model.bin",
+    "onnx": "model.onnx",
+    "tfjs": "model.json",
+}
+"""What a single file is called in the folder that it becomes."""
+
+
+@converts(f"{PREFIX}gguf", "gguf", grow=1.5, speed=150e6)
+def to_gguf(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "gguf", tick)
+
+
+@converts(f"{PREFIX}bitnet-gguf", "bitnet-gguf", grow=1.5, speed=150e6)
+def to_bitnet(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "bitnet-gguf", tick)
+
+
+@converts(f"{PREFIX}ggml", "ggml", grow=1.5, speed=150e6)
+def to_ggml(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "ggml", tick)
+
+
+@converts(f"{PREFIX}safetensors", "safetensors", grow=1.5, speed=150e6)
+def to_safetensors(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "safetensors", tick)
+
+
+@converts(f"{PREFIX}mlx", "mlx", grow=1.5, speed=150e6)
+def to_mlx(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "mlx", tick)
+
+
+@converts(f"{PREFIX}pytorch", "pytorch", grow=1.5, speed=150e6)
+def to_pytorch(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "pytorch", tick)
+
+
+@converts(f"{PREFIX}onnx", "onnx", grow=1.5, speed=150e6)
+def to_onnx(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "onnx", tick)
+
+
+@converts(f"{PREFIX}onnx-genai", "onnx-genai", grow=1.5, speed=150e6)
+def to_onnx_genai(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "onnx-genai", tick)
+
+
+@converts(f"{PREFIX}tfjs", "tfjs", grow=1.5, speed=150e6)
+def to_tfjs(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "tfjs", tick)
+
+
+@converts(f"{PREFIX}peft", "peft", grow=1.5, speed=150e6)
+def to_peft(source: Path, target: Path, options: Options, tick: Tick) -> None:
+    """See `unpack`."""
+    unpack(source, target, "peft", tick)
+
+
+def unpack(source: Path, target: Path, kind: str, tick: Tick) -> None:
+    """The model in `source` as the file or folder `target`.
+
+    Args:
+        source: the packed file.
+        target: does not exist yet; a file for kinds of `plan.FILES`, else a folder.
+        kind: what must be in it.
+        tick: told bytes of `source`.
+
+    Raises:
+        ModelFileError: it is damaged, holds something else, or something in it is refused.
+        EngineError: the disk has too little room.
+        Cancelled: `tick` raised it.
+    """
+    found = packed.inside(source)
+    _check_room(target.parent, _needed(source, found))
+    _Unpacking(source, target, found, tick).run()
+    _check_kind(source, target, kind)
+
+
+def _needed(source: Path, found: Inside) -> int:
+    """Bytes that it will take at least."""
+    size = source.stat().st_size
+    if found.container.compression == "gzip":
+        with source.open("rb") as file:  # the size of the last part, without its upper half
+            file.seek(-4, os.SEEK_END)
+            size = max(size, int.from_bytes(file.read(4), "little"))
+    return max(size, found.declared)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + ROOM:
+        raise EngineError(
+            f"`{folder}` has {free >> 20} MiB free, and unpacking needs"
+            f" {(needed + ROOM) >> 20} MiB or more",
+            hint="free some room, or unpack it on another disk",
+        )
+
+
+def _check_kind(source: Path, target: Path, kind: str) -> None:
+    """It is what it seemed to be, now that all of it is there."""
+    from .run import kind_of
+
+    got = kind_of(target)
+    if got != kind:
+        nested = got.startswith(PREFIX)
+        raise ModelFileError(
+            f"`{source}` holds {'another packed file' if nested else f'`{got}`'}, not `{kind}`"
+            " alone",
+            hint="unpack it, and name the model in it",
+        )
+
+
+class _Unpacking:
+    """One pass over a packed file."""
+
+    def __init__(self, source: Path, target: Path, found: Inside, tick: Tick) -> None:
+        self._source = source
+        self._target = target
+        self._found = found
+        self._tick = tick
+        self._total = source.stat().st_size
+        self._since = 0
+        self._written = False
+
+    def run(self) -> None:
+        """Read all of it, so that every sum is compared, and write what belongs to the model."""
+        single = self._found.kind in packed.FILES
+        if not single:
+            self._target.mkdir()
+        for member, content in packed.members(self._source, self._found):
+            self._tell(member, content)
+            place = self._file(member, content) if single else self._place(member)
+            if place is not None:
+                with place.open("xb") as file:
+                    self._write(file, member, content)
+        if not single:
+            _lifted(self._target)
+            if not self._found.container.kind:
+                companions.copy(self._source, self._target)
+        elif not self._written:
+            raise packed.refusal(self._source, f"`{self._found.main[:80]}` is not in it any more")
+        self._tick(self._total, self._total, "")
+
+    def _tell(self, member: Member, content: Content) -> None:
+        self._tick(min(content.consumed, self._total), self._total, member.name)
+
+    def _file(self, member: Member, content: Content) -> Path | None:
+        """Where the model of one file goes; no other file is written."""
+        if member.name == self._found.main:
+            self._written = True
+            return self._target
+        if content.read(4) == b"GGUF":
+            raise packed.refusal(self._source, "there is more than one GGUF file in it")
+        return None
+
+    def _place(self, member: Member) -> Path | None:
+        if member.name.lower().endswith(_CODE):
+            return None
+        if not self._found.container.kind:
+            return self._target / _NAMES.get(self._found.kind, "model.bin")
+        place = self._target / member.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _write(self, file: BinaryIO, member: Member, content: Content) -> None:
+        while piece := content.read(PIECE):
+            file.write(piece)
+            self._since += len(piece)
+            if self._since > LOOK:
+                self._since = 0
+                _check_room(self._target.parent, 0)
+            self._tell(member, content)
+
+
+def _lifted(folder: Path) -> None:
+    """A folder that holds nothing but another one becomes that."""
+    while True:
+        inner = list(folder.iterdir())
+        if len(inner) != 1 or not inner[0].is_dir():
+            return
+        aside = folder.with_name(f"{folder.name}.inner")
+        os.replace(inner[0], aside)
+        folder.rmdir()
+        os.replace(aside, folder)
