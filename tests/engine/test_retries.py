@@ -35,12 +35,21 @@ BETTER = msgspec.structs.replace(FIRST, path=Path("better"))
 class Lease:
     """A slot of a runner that lives."""
 
+    keeps = False
+    expected = None
+
     def __init__(self, model: LocalModel) -> None:
         self.model, self.engine = model, mock
         self.endpoint = Endpoint(f"http://{model.path}", "k", "m")
 
     async def died(self, within: float) -> None:
         return None
+
+    def begun(self) -> None:
+        pass
+
+    def told(self, usage: Usage) -> None:
+        pass
 
     def finished(self) -> None:
         pass
