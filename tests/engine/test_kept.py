@@ -281,3 +281,21 @@ def test_work_and_memory_have_bounds() -> None:
         talk.append("word " * 20)
         flight = flown(kept, *talk, cached=100)
     assert len(flight.anchors) <= ANCHORS
+
+
+def test_what_a_shared_server_was_told_last_is_likely_there_and_promised_to_nobody() -> None:
+    kept = Kept(2, shared=True)
+    asked = marks(Request("m", messages=(Message("user", "x" * 500), Message("user", "more"))))
+    assert not kept.is_naming
+    flown(kept, "x" * 500)
+    assert kept.promise(asked) is None, "it has not said yet that it keeps anything"
+    assert flown(kept, "x" * 500, "other", cached=499).promised is None
+    assert (kept.promise(asked) or 0) > 400
+    assert kept.tokens is None
+    at_once = [kept.begin(asked) for _ in range(3)]
+    for flight in at_once:
+        kept.end(flight, 504, 500, 1)
+    assert (kept.promise(asked) or 0) > 400
+    flown(kept, "x" * 500, "more", cached=0)
+    flown(kept, "x" * 500, "more", cached=0)
+    assert kept.promise(marks(Request("m", prompt="y"))) == 0

@@ -38,7 +38,7 @@ TURN: Final = 16
 """Tokens of a template between two messages that may be equal where the messages are not."""
 ANCHORS: Final = 24
 """Counts remembered of one prompt: the newest turns of a conversation, and its beginning."""
-MOST: Final = 64
+MOST: Final = 32
 """Prompts in memory that are told apart."""
 HEADS: Final = 64
 """Beginnings of which the shortest prompt is remembered."""
@@ -128,9 +128,19 @@ class Kept:
         room: bytes of its memory for prompts; 0 for none.
         per_token: bytes of a token's keys and values.
         context: tokens that a slot holds at most.
+        shared: others may ask it, too, and its rules are not known: what it was told last is
+            likely there, which is enough to choose between equals, and promised to nobody.
     """
 
-    def __init__(self, slots: int, *, room: int = 0, per_token: int = 0, context: int = 0) -> None:
+    def __init__(
+        self,
+        slots: int,
+        *,
+        room: int = 0,
+        per_token: int = 0,
+        context: int = 0,
+        shared: bool = False,
+    ) -> None:
         self._slots = [_Slot() for _ in range(slots)]
         self._memory: list[Held] = []
         self._room = room
@@ -141,6 +151,9 @@ class Kept:
         self._flying: list[Flight] = []
         self._unseen: int | None = None
         """The least bytes of a prompt that may still be in memory and is not told apart here."""
+        self._shared = shared
+        self._heard = False
+        """It has said that it had something of a prompt."""
         self._wrong = 0
         self._dense: float | None = None
         self.seen: Seen | None = None
@@ -151,17 +164,24 @@ class Kept:
     @property
     def is_naming(self) -> bool:
         """Whether requests are to be told their slot; one slot needs no name."""
-        return len(self._slots) > 1 and (self.seen is None or self.seen.appends)
+        if self._shared or len(self._slots) == 1:
+            return False
+        return self.seen is None or self.seen.appends
 
     @property
-    def tokens(self) -> int:
-        """Tokens kept for sure, in slots and in memory."""
+    def tokens(self) -> int | None:
+        """Tokens kept for sure, in slots and in memory; None if nothing is."""
+        if self._shared:
+            return None
         held = [slot.held for slot in self._slots if slot.held is not None]
         return sum(one.low for one in (*held, *self._memory) if one.sure)
 
     def promise(self, marks: Marks | None) -> int | None:
         """Tokens of that prompt which would not be computed again; None if that is not known."""
-        return self._told(marks, self._best(marks)[1])
+        likely = self._best(marks)[1]
+        if self._shared:
+            return likely if self._heard and marks is not None else None
+        return self._told(marks, likely)
 
     def length(self, marks: Marks, known: int) -> int:
         """About how many tokens a prompt has of which `known` are kept."""
@@ -203,7 +223,8 @@ class Kept:
             return
         from_slot = self._is_from_slot(flight)
         self._replaced(flight, prompt, cached)
-        if flight.promised is not None and cached + BLOCK < flight.promised:
+        self._heard = self._heard or cached > 0
+        if cached + BLOCK < (flight.own if self._shared else flight.promised or 0):
             self._wrong += 1
             self.forget()
             flight.anchors, from_slot = (), False
@@ -257,7 +278,7 @@ class Kept:
 
     @property
     def _knows_slots(self) -> bool:
-        return len(self._slots) == 1 or self.is_naming
+        return not self._shared and (len(self._slots) == 1 or self.is_naming)
 
     def _told(self, marks: Marks | None, promised: int) -> int | None:
         if marks is None or self._wrong >= WRONG or not self._knows_slots:

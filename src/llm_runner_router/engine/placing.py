@@ -8,7 +8,7 @@ from __future__ import annotations
 from llm_runner_router.config import Engine as Settings
 from llm_runner_router.models.info import LocalModel
 
-from . import base, llamacpp
+from . import adopted, base, llamacpp
 from .effects import Group
 from .fit import Placement, Wanted, kv_bytes
 from .kept import Kept
@@ -51,6 +51,8 @@ def kept(known: Known, guesses: Guesses) -> Kept | None:
     depends on more than the beginning.
     """
     info, place, draft = known.model.info, known.placement, known.model.draft
+    if known.engine.NAME == adopted.NAME:
+        return Kept(place.slots, shared=True)
     if not is_fast(known) or info.window or info.architecture in RECURRENT:
         return None
     per_token = kv_bytes(info, 1, place.kv_type)
