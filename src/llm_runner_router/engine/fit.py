@@ -74,7 +74,7 @@ class Memory(Struct, frozen=True):
     mapped: int = 0
     """Pages of the model's file that stay in memory: shared with whoever maps it too."""
     adapters: int = 0
-    """LoRA adapters, with what they add to everything else."""
+    """LoRA adapters; what they add to the work buffers is among `work`."""
     cache: int = 0
     """Keys and values of all slots."""
     late: bool = False
@@ -254,16 +254,18 @@ def _mlp_width(info: ModelInfo) -> int:
     return max(2 * info.width, min(8 * info.width, found))
 
 
-def adapter_bytes(info: ModelInfo, sizes: tuple[int, ...], tokens: int) -> int:
-    """Bytes of LoRA adapters whose files have `sizes`, for a context of `tokens`.
+def adapter_bytes(sizes: tuple[int, ...]) -> int:
+    """Bytes of LoRA adapters whose files have `sizes`, with their nodes in the engine's graphs.
 
-    Beside the files, nodes in the engine's graphs, and what an adapter adds to the widest value of
-    a batch, F32. Three of 18 MiB for 154 matrices of a model of 140 M weights took 62 MiB, where
-    this says 61 and the rest of the estimate 4 too much.
+    Three of 18 MiB for 154 matrices of a model of 140 M weights took 59 MiB after the load and 62
+    once all were applied to a long prompt; this and `adapter_work` say 58 and 62.
     """
-    if not sizes:
-        return 0
-    return sum(sizes) + len(sizes) * GRAPH + 4 * min(UBATCH, tokens) * _mlp_width(info)
+    return sum(sizes) + len(sizes) * GRAPH
+
+
+def adapter_work(info: ModelInfo, tokens: int) -> int:
+    """Bytes of work buffers that adapters add: the widest value of a batch once more, F32."""
+    return 4 * min(UBATCH, tokens) * _mlp_width(info)
 
 
 def place(info: ModelInfo, wanted: Wanted) -> Placement:
@@ -289,8 +291,8 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
             memory = replace(memory, draft=draft_bytes(wanted.draft, tokens, slots))
         if wanted.adapters:
             # No prompts are kept then: the engine would find them by their tokens (`lora.py`).
-            beside = adapter_bytes(info, wanted.adapters, tokens)
-            return replace(memory, adapters=beside)
+            work += adapter_work(info, tokens)
+            return replace(memory, adapters=adapter_bytes(wanted.adapters), work=work)
         return replace(memory, prompts=_kept(info, tokens, kv_type))
 
     found = settle(info, wanted, count, kv_type=kv_type, mapped=mapped)
