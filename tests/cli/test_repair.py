@@ -79,7 +79,9 @@ def test_without_the_repair_the_engine_refuses_it(llmrr: Run, tmp_path: Path) ->
     done = llmrr("verify", "--deep", str(path))
     assert done.code == 1
     assert "bad  answer     llamacpp: " in done.out
-    assert in_a_process("run", str(path), "hello", stdin="").code == 1
+    refused = in_a_process("run", str(path), "hello", stdin="")
+    assert refused.code == 1
+    assert "`llmrr verify --deep --repair` with its name mends the chat template" in refused.err
     llmrr("verify", "--deep", "--no-run", "--repair", str(path))
     assert in_a_process("run", str(path), "What is the capital of France?", stdin="").out == (
         "The capital of France is Paris.\n"
@@ -134,6 +136,16 @@ def test_a_name_keeps_its_repair_and_loses_it(llmrr: Run, tmp_path: Path) -> Non
     assert store().names() == ["mine"]
     kept = {blob.name for blob in store().blobs.iterdir()}
     assert kept == {sha256(path.read_bytes()).hexdigest()}
+
+
+def test_a_copy_outlives_the_repair_it_came_with(llmrr: Run, tmp_path: Path) -> None:
+    path = gguf(tmp_path / "m", BROKEN["no endfor"][0])
+    llmrr("verify", "--deep", "--no-run", "--repair", str(path))
+    assert llmrr("cp", str(path), "mine").code == 0
+    assert llmrr("verify", "--undo-repair", "mine").code == 0
+    assert "mine" in store().names()
+    assert resolve(refs.parse("mine")).template is None
+    assert model(path).template == template_of("chatml"), "that is another name"
 
 
 def test_it_is_shown(llmrr: Run, tmp_path: Path) -> None:

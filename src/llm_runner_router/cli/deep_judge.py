@@ -134,7 +134,8 @@ def perplexity(found: Foretold, vocabulary: int, said: Said | None) -> Finding:
         return Finding("perplexity", "bad", "what it computes is no number (NaN)")
     value = math.exp(mean) if mean < 700 else math.inf
     bits = f", {found.nll / math.log(2) / found.bytes:.2f} bits per byte" if found.bytes else ""
-    detail = f"{value:.4g} on English prose{bits}"
+    figure = f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
+    detail = f"{figure} on English prose{bits}"
     if not vocabulary or value < CHANCE * vocabulary:
         return Finding("perplexity", "ok", detail)
     surprise = None if said is None else said.surprise

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from llm_runner_router import refs
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.models import overrides
 from llm_runner_router.models.blobs import Store
 from llm_runner_router.models.deepcheck import Finding
+from llm_runner_router.models.resolve import resolve
 
 from .stored import kept, stored_name
 
@@ -35,7 +37,7 @@ class Mender:
         self._model = model
         self._store = store
         self._repair = repair
-        self._name = stored_name(model, store)
+        self._name = named(model, store)
         self._kept = overrides.find(store, self._name)
 
     def holds(self, own: str | None) -> bool:
@@ -83,6 +85,17 @@ class Mender:
         )
 
 
+def named(model: str, store: Store) -> str:
+    """The name under which the store keeps an override of `model`, also if others own its files."""
+    name = stored_name(model, store)
+    if name in store.names():
+        return name
+    try:
+        return resolve(refs.parse(model), part=None).name
+    except RunnerError:  # a file that cannot be read has none
+        return name
+
+
 def told(store: Store, name: str, own: str | None) -> str:
     """What stands in for the template `own` of the model called `name`; empty for nothing.
 
@@ -106,6 +119,6 @@ def undo(model: str, store: Store) -> Finding:
     Raises:
         ModelFileError: the store's entry is damaged.
     """
-    if overrides.drop(store, stored_name(model, store)) is None:
+    if overrides.drop(store, named(model, store)) is None:
         return Finding("repair", "ok", "there was none to undo")
     return Finding("repair", "ok", "undone: the model's own chat template is used from now on")

@@ -27,7 +27,10 @@ def refusal(effect: Refuse) -> RunnerError:
                 code=TOO_BIG,
             )
         case "load_failed":
-            return LoadFailed(effect.message, hint="`llmrr show` tells what the file is")
+            template = "chat template" in effect.message
+            mend = "`llmrr verify --deep --repair` with its name mends the chat template"
+            what = "`llmrr show` tells what the file is"
+            return LoadFailed(effect.message, hint=mend if template else what)
         case "parked":
             return Unavailable(
                 effect.message,

@@ -122,8 +122,9 @@ class Override(Struct, frozen=True):
     why: str
     made: float
     """Seconds since 1970."""
-    alone: bool = False
-    """The name was put into the store for this, and leaves it with this."""
+    only: str = ""
+    """The name that was put into the store for this, and leaves it with this; a copy of the entry
+    has another name, and stays."""
 
 
 class Stored(Struct, frozen=True, omit_defaults=True):

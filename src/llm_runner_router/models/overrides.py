@@ -82,8 +82,11 @@ def put(store: Store, stored: Stored, own: str | None, template: str, why: str) 
     """
     store.check_name(stored.name)
     before = stored.template
-    alone = before.alone if before is not None else store.get(stored.name) is None
-    found = Override(digest(template), digest(own), why, time.time(), alone)
+    if before is not None:
+        only = before.only
+    else:
+        only = stored.name if store.get(stored.name) is None else ""
+    found = Override(digest(template), digest(own), why, time.time(), only)
     with store.pulling():  # nothing is collected before the name means it
         store.partial.mkdir(parents=True, exist_ok=True)
         draft = store.partial / f"{found.sha256}.{secrets.token_hex(4)}.adopted"
@@ -106,7 +109,7 @@ def drop(store: Store, name: str) -> Override | None:
     stored = None if override is None else store.get(name)
     if override is None or stored is None:
         return None
-    if override.alone:
+    if override.only == name:
         store.remove(name)
     else:
         store.put(replace(stored, template=None))

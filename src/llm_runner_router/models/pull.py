@@ -153,7 +153,7 @@ class Puller:
         with suppress(ModelFileError):  # a damaged entry is written anew
             stored = self.store.get(name)
             if stored is not None and stored.template is not None:
-                return msgspec.structs.replace(stored.template, alone=False)
+                return msgspec.structs.replace(stored.template, only="")
         return None
 
     def _check_free(self, name: str, wanted: set[str]) -> None:
