@@ -25,6 +25,10 @@ def test_the_promised_hosts_are_there(name: str) -> None:
     assert host.title
 
 
+def test_most_hosts_speak_openais_dialect() -> None:
+    assert sum(host.dialect == "openai" for host in hosts.hosts().values()) >= 40
+
+
 @pytest.mark.parametrize("name", sorted(hosts.hosts()))
 def test_every_row_can_be_used(name: str) -> None:
     host = hosts.hosts()[name]
