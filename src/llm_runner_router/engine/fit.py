@@ -26,6 +26,13 @@ PROCESS = 14 * MIB
 right after the load, less weights and cache: 13.5 to 14.9 MiB for 0.9 to 140 M weights."""
 CODE = 20 * MIB
 """Bytes of its code (interpreter and libraries): 19.5 MiB after the load, 19.8 in service."""
+TOKEN = 500
+"""Bytes per token of llama.cpp's vocabulary: a BPE tokenizer with two merges per token took 14 MiB
+for 32,768 tokens and 63 for 131,072. That of other kinds was not measured."""
+HUB_TOKEN, HUB_PARSED, HUB_SHOWN = 600, 1460, 290
+"""Bytes per token of such a tokenizer in our own endpoint (`runners/vocabulary.py`), which Hugging
+Face's library reads: kept, beside that while it is read, and more once texts are shown; the process
+of `onnx` with 131,072 tokens."""
 DEFAULT_CONTEXT = 2048
 """For a file that does not say what it was trained for."""
 LEAST_CONTEXT = 4096
@@ -275,11 +282,13 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
 
     def count(tokens: int, slots: int) -> Memory:
         copied = _repacked(info)
+        tensors = sum(info.types.values()) or info.bytes
         memory = Memory(
-            process=PROCESS,
+            process=PROCESS + TOKEN * info.vocabulary,
             code=CODE,
-            weights=copied if mapped else info.bytes,
-            mapped=info.bytes if mapped else 0,
+            weights=copied if mapped else tensors,
+            mapped=tensors if mapped else 0,
+            peak=max(0, info.bytes - tensors),
         )
         if wanted.embed:
             cache, work = kv_bytes(info, tokens), work_bytes(info, tokens, ubatch=tokens)

@@ -63,6 +63,9 @@ PROCESS = 30 * fit.MIB
 """Bytes of the runner itself."""
 CODE = 52 * fit.MIB
 """Bytes of its code, measured in service."""
+TOKEN, PARSED = 1330, 800
+"""Bytes per token of the vocabulary, which the library has beside our endpoint: kept, and beside
+that while it is read; 131,072 tokens of a BPE tokenizer."""
 ISQ: dict[str, float] = {
     "q2k": 3.2,
     "q3k": 4.0,
@@ -116,7 +119,7 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
     def count(tokens: int, slots: int) -> Memory:
         cache = fit.kv_bytes(info, tokens) * size // 2 * slots
         return Memory(
-            process=PROCESS,
+            process=PROCESS + TOKEN * info.vocabulary,
             code=CODE,
             weights=weights,
             mapped=info.bytes if info.format == "gguf" else 0,
@@ -125,7 +128,7 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
             late=True,
             work=fit.hidden_bytes(info, min(fit.UBATCH, tokens)),
             prompts=2 * cache,
-            peak=0 if info.format == "gguf" else peak,
+            peak=max(0 if info.format == "gguf" else peak, PARSED * info.vocabulary),
         )
 
     return fit.settle(info, wanted, count)

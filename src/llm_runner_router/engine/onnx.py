@@ -63,7 +63,12 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
         weights += 2 * info.types.get("F32", 0)
 
     def count(tokens: int, slots: int) -> Memory:
-        memory = Memory(process=PROCESS, code=CODE, weights=weights, peak=peak)
+        memory = Memory(
+            process=PROCESS + fit.HUB_TOKEN * info.vocabulary,
+            code=CODE,
+            weights=weights,
+            peak=max(peak, fit.HUB_PARSED * info.vocabulary),
+        )
         if wanted.embed:
             scores = 4 * info.heads * tokens * tokens
             return replace(memory, work=fit.hidden_bytes(info, tokens) + scores)
@@ -71,6 +76,7 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
         # The library takes more at a time than it needs: twice the values of a chunk.
         chunk = min(fit.CHUNK, tokens)
         values = fit.hidden_bytes(info, 2 * chunk) + 4 * info.heads * chunk * tokens
+        values += fit.HUB_SHOWN * info.vocabulary
         return replace(memory, cache=cache * slots, late=True, work=values + cache)
 
     return fit.settle(info, wanted, count)

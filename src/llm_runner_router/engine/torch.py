@@ -31,6 +31,9 @@ PROCESS = 251 * fit.MIB
 weights and with 140 M (252 in 16 bits)."""
 CODE = 99 * fit.MIB
 """Bytes of its code, measured in service; 103 MiB in 16 bits."""
+TOKEN = 350
+"""Bytes per token of the vocabulary, kept; less than `fit.HUB_TOKEN`, as there is room left in what
+importing the library took."""
 DTYPES: dict[str, tuple[int, tuple[str, ...]]] = {
     "float32": (4, ("F32",)),
     "float16": (2, ("F16",)),
@@ -60,16 +63,17 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
 
     def count(tokens: int, slots: int) -> Memory:
         memory = Memory(
-            process=PROCESS,
+            process=PROCESS + TOKEN * info.vocabulary,
             code=CODE,
             weights=max(0, weights - same) if mapped else weights,
             mapped=info.bytes if mapped else 0,
-            peak=0 if mapped else info.bytes,
+            peak=max(0 if mapped else info.bytes, fit.HUB_PARSED * info.vocabulary),
         )
         if wanted.embed:
             return replace(memory, work=fit.hidden_bytes(info, tokens))
         cache = fit.kv_bytes(info, tokens) * size // 2 * slots
         work = fit.hidden_bytes(info, min(fit.CHUNK, tokens)) + cache
+        work += fit.HUB_SHOWN * info.vocabulary
         return replace(memory, cache=cache, late=True, work=work)
 
     return fit.settle(info, wanted, count)
