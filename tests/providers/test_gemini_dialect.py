@@ -136,6 +136,20 @@ async def test_a_stream_cut_into_any_chunks_is_the_same() -> None:
         assert reader.failure is None
 
 
+class Slow(GeminiEvents):
+    """Reads nothing in the short way."""
+
+    def _plain(self, candidate: Any, usage: Any, wire: Any) -> None:
+        return None
+
+
+def test_the_usual_case_is_read_as_any_other() -> None:
+    fast, slow = GeminiEvents(), Slow()
+    for one in (*CALLS, chunk({"text": "x"}), chunk(finish="MAX_TOKENS"), chunk({"thought": True})):
+        payload = json.dumps(one).encode()
+        assert fast.feed(payload) == slow.feed(payload)
+
+
 async def test_several_candidates_take_turns() -> None:
     stream = [
         chunk({"text": "a"}, index=0),

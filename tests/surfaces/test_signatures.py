@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from llm_runner_router.fidelity import Receipt
-from llm_runner_router.providers.dialects import anthropic_request
+from llm_runner_router.providers.dialects import anthropic_request, find, openai_request
 from llm_runner_router.providers.dialects.anthropic import AnthropicEvents, parse_body
-from llm_runner_router.providers.dialects.base import Quirks
+from llm_runner_router.providers.dialects.base import Quirks, WireRequest
 from llm_runner_router.providers.dialects.gemini_request import build_request
 from llm_runner_router.surfaces import anthropic, openai_chat
 from llm_runner_router.surfaces.base import Reply
@@ -77,6 +77,31 @@ async def test_an_anthropic_client_sends_it_back(stream: bool) -> None:
     asked = _asked({"type": "thinking", "thinking": "hm", "signature": signature})
     (call,) = calls(anthropic.decode(asked))
     assert call["thoughtSignature"] == SIGNATURE
+
+
+def test_googles_endpoint_for_openais_format_signs_too() -> None:
+    signed = {"google": {"thought_signature": SIGNATURE}}
+    call = {"id": "c0", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**call, "extra_content": signed}],
+    }
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    wire = WireRequest("/chat/completions", b"", "openai_chat")
+    deltas = find("openai").parse_body(json.dumps(body).encode(), wire)
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    assert [one.signature for one in calls] == [f"google:{SIGNATURE}"]
+    thought = {"type": "thinking", "thinking": "hm", "signature": f"google:{SIGNATURE}"}
+    hello = {"role": "user", "content": "hi"}
+    clients = [
+        anthropic.decode(_asked(thought)),
+        openai_chat.decode(json.dumps({"model": "m", "messages": [hello, message]}).encode()),
+    ]
+    for quirks, kept in ((Quirks(signatures=True), signed), (Quirks(), None)):
+        for asked in (*clients, msgspec.structs.replace(clients[1], wire=None)):
+            sent = json.loads(openai_request.build_request(asked, "m", quirks).body)["messages"]
+            assert sent[1]["tool_calls"][0].get("extra_content") == kept
 
 
 def _asked(*blocks: dict[str, Any]) -> bytes:

@@ -44,6 +44,7 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: Literal["max_tokens", "max_completion_tokens"] | None = None
     stream_options: bool = True
     top_k: bool = False
+    signatures: bool = False
     json_schema: bool = True
     drop: tuple[str, ...] = ()
     headers: dict[str, str] = {}
@@ -53,7 +54,14 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def quirks(self) -> Quirks:
         """How its bodies differ."""
-        return Quirks(self.max_tokens, self.stream_options, self.drop, self.top_k, self.json_schema)
+        return Quirks(
+            max_tokens=self.max_tokens,
+            stream_options=self.stream_options,
+            drop=self.drop,
+            top_k=self.top_k,
+            signatures=self.signatures,
+            json_schema=self.json_schema,
+        )
 
 
 class _Family(Struct, frozen=True, forbid_unknown_fields=True):

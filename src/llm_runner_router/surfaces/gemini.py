@@ -166,7 +166,7 @@ def decode(body: bytes, model: str, *, stream: bool) -> Request:
         strict=asked.strict is True,
         fallbacks=names_of_fallbacks(asked.fallbacks),
         cache=asked.cache is True,
-        extra=_extra(read, config),
+        extra=_extra(fields if read is body else parse(_fields_of, read), config),
         wire=RequestWire(DIALECT, fields),
     )
 
@@ -189,9 +189,8 @@ def encode_count(tokens: int) -> bytes:
     return msgspec.json.encode({"totalTokens": tokens})
 
 
-def _extra(body: bytes, config: _Config) -> dict[str, Raw]:
+def _extra(fields: dict[str, Raw], config: _Config) -> dict[str, Raw]:
     """What has no name in `Request`; fields of `generationConfig` with their path."""
-    fields = parse(_fields_of, body)
     found = extra(fields, _KNOWN)
     if "generationConfig" in fields and fields["generationConfig"] != b"null":
         inner = _fields_of.decode(fields["generationConfig"])

@@ -41,6 +41,8 @@ class Quirks(Struct, frozen=True):
     """Fields it answers with an error."""
     top_k: bool = False
     """OpenAI: it takes `top_k`, which is not in the reference."""
+    signatures: bool = False
+    """OpenAI: it signs calls in `extra_content.google`, and wants that back."""
     json_schema: bool = True
     """Gemini: it takes JSON Schemas; without it they are written as Google's own."""
     max_output: int = 0

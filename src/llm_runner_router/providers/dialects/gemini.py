@@ -232,12 +232,39 @@ class GeminiEvents:
             return (self._without(chunk, usage, wire),)
         for candidate in chunk.candidates:
             _check(candidate)
+        if len(chunk.candidates) == 1:
+            plain = self._plain(chunk.candidates[0], usage, wire)
+            if plain is not None:
+                return (plain,)
         pieces: list[dict[str, Any]] = []
         for candidate in chunk.candidates:
             pieces += self._pieces(candidate)
         pieces[0]["wire"] = wire
         pieces[-1]["usage"] = usage
         return tuple([Delta(**piece) for piece in pieces])
+
+    def _plain(self, candidate: _Candidate, usage: Usage | None, wire: Wire) -> Delta | None:
+        """The usual case in half the time: one text and nothing beside it."""
+        parts = candidate.content.parts if candidate.content is not None else None
+        if candidate.logprobs_result is not None or candidate.citation_metadata is not None:
+            return None
+        if parts is None or len(parts) != 1:
+            return None
+        part, index = parts[0], candidate.index
+        if part.function_call is not None or part.thought_signature is not None:
+            return None
+        role = None if index in self._begun else "assistant"
+        self._begun.add(index)
+        text, thought = part.text or "", part.thought
+        return Delta(
+            index=index,
+            role=role,
+            text="" if thought else text,
+            reasoning=text if thought else "",
+            finish=self._finish(candidate),
+            usage=usage,
+            wire=wire,
+        )
 
     def _without(self, chunk: _Chunk, usage: Usage | None, wire: Wire) -> Delta:
         """The delta of a chunk without candidates."""
@@ -258,8 +285,7 @@ class GeminiEvents:
             self._begun.add(index)
             pieces[0]["role"] = "assistant"
         last = pieces[-1]
-        if candidate.finish_reason not in (None, _UNSPECIFIED):
-            last["finish"] = self._finish(candidate)
+        last["finish"] = self._finish(candidate)
         if candidate.logprobs_result is not None:
             last["logprobs"] = _logprobs(candidate.logprobs_result)
         told = candidate.citation_metadata
@@ -282,8 +308,11 @@ class GeminiEvents:
             return {"index": index, "reasoning": text, "signature": signature}
         return {"index": index, "text": text, "signature": signature}
 
-    def _finish(self, candidate: _Candidate) -> Finish:
-        finish = _FINISH[candidate.finish_reason or ""]
+    def _finish(self, candidate: _Candidate) -> Finish | None:
+        reason = candidate.finish_reason
+        if reason is None or reason == _UNSPECIFIED:
+            return None
+        finish = _FINISH[reason]
         return "tool_calls" if finish == "stop" and candidate.index in self._calls else finish
 
 

@@ -29,7 +29,7 @@ from llm_runner_router.types import (
 
 from .base import Dialect, Header, Quirks, WireRequest
 from .openai_errors import parse_error, parse_event_error
-from .openai_request import CHAT, COMPLETIONS, build_embed, build_request
+from .openai_request import CHAT, COMPLETIONS, build_embed, build_request, signature_of
 
 __all__ = ["CHAT", "COMPLETIONS", "OpenAI", "OpenAIEvents"]
 
@@ -112,6 +112,8 @@ class _Call(Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
+    extra_content: Any = None
+    """Where Google's endpoint for this dialect signs calls."""
 
 
 class _Part(Struct, gc=False):
@@ -303,6 +305,7 @@ def _calls(calls: list[_Call]) -> tuple[ToolCallDelta, ...]:
             id=call.id or None,
             name=(call.function.name or None) if call.function else None,
             arguments=_arguments(call.function),
+            signature=None if call.extra_content is None else signature_of(call.extra_content),
         )
         for i, call in enumerate(calls)
     )

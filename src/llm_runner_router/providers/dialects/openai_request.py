@@ -13,6 +13,7 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.fidelity import Receipt, own_tools
 from llm_runner_router.types import (
+    GOOGLE,
     EmbedRequest,
     ForeignPart,
     Message,
@@ -23,6 +24,7 @@ from llm_runner_router.types import (
     Sampling,
     TextPart,
     ThinkingPart,
+    ToolCall,
 )
 
 from .base import PLAIN, Quirks, WireRequest
@@ -57,8 +59,10 @@ def build_request(
     fields: dict[str, Any]
     if wire is not None and wire.dialect == dialect:
         fields = dict(wire.fields)
+        if not quirks.signatures and b'"extra_content"' in bytes(fields.get("messages", b"")):
+            fields["messages"] = _unsigned(fields["messages"])
     else:
-        fields = _chat(request, receipt) if dialect == CHAT else _completion(request)
+        fields = _chat(request, quirks, receipt) if dialect == CHAT else _completion(request)
         if wire is None:
             fields = {**request.extra, **fields}
         elif wire.dialect not in (CHAT, COMPLETIONS):
@@ -78,6 +82,23 @@ def build_request(
         if fields.pop(name, None) is not None:
             receipt.dropped(name, "this host refuses it")
     return WireRequest(path, _encode(fields), dialect)
+
+
+def signature_of(extra: Any) -> str | None:
+    """Google's signature in the `extra_content` of a call."""
+    held = extra.get("google") if isinstance(extra, dict) else None
+    signature = held.get("thought_signature") if isinstance(held, dict) else None
+    return GOOGLE + signature if isinstance(signature, str) and signature else None
+
+
+def _unsigned(messages: Raw) -> Any:
+    """The client's messages without what Google signed, which no other host takes."""
+    turns = msgspec.json.decode(messages)
+    for turn in turns if isinstance(turns, list) else ():
+        for call in turn.get("tool_calls") or ():
+            if signature_of(call.get("extra_content")) is not None:
+                del call["extra_content"]
+    return turns
 
 
 def build_embed(request: EmbedRequest, model: str) -> WireRequest:
@@ -150,8 +171,10 @@ def _completion(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _chat(request: Request, receipt: Receipt) -> dict[str, Any]:
-    messages = [_message(m, f"messages[{i}]", receipt) for i, m in enumerate(request.messages)]
+def _chat(request: Request, quirks: Quirks, receipt: Receipt) -> dict[str, Any]:
+    messages = [
+        _message(m, f"messages[{i}]", quirks, receipt) for i, m in enumerate(request.messages)
+    ]
     fields: dict[str, Any] = {"messages": messages}
     fields.update(_sampling(request.sampling))
     if request.sampling.logprobs:
@@ -201,25 +224,41 @@ def _given(value: Struct, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in found if value is not None}
 
 
-def _message(message: Message, path: str, receipt: Receipt) -> dict[str, Any]:
+def _message(message: Message, path: str, quirks: Quirks, receipt: Receipt) -> dict[str, Any]:
     content = _content(message.content, path, receipt)
     fields: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:
         fields["name"] = message.name
     if message.tool_calls:
-        fields["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
+        calls = _signed(message) if quirks.signatures else message.tool_calls
+        fields["tool_calls"] = [_call(call, quirks) for call in calls]
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
     if message.is_error:
         receipt.dropped(f"{path}.is_error", "a tool's answer has no such mark; its text says so")
     return fields
+
+
+def _call(call: ToolCall, quirks: Quirks) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+    if quirks.signatures and (call.signature or "").startswith(GOOGLE):
+        signature = (call.signature or "").removeprefix(GOOGLE)
+        told["extra_content"] = {"google": {"thought_signature": signature}}
+    return told
+
+
+def _signed(message: Message) -> tuple[ToolCall, ...]:
+    """The calls; where the client's format has the signature on a thought, the first has it."""
+    calls = message.tool_calls
+    if any(call.signature for call in calls) or not isinstance(message.content, tuple):
+        return calls
+    signed = [p.signature or "" for p in message.content if isinstance(p, ThinkingPart)]
+    found = next((one for one in reversed(signed) if one.startswith(GOOGLE)), None)
+    return (msgspec.structs.replace(calls[0], signature=found), *calls[1:])
 
 
 def _content(
