@@ -5,13 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_runner_router.engine import fit, llamacpp, placing
 from llm_runner_router.engine.kept import ANCHORS, HEADS, MOST, WRONG, Flight, Kept, Seen
+from llm_runner_router.engine.live import Known
 from llm_runner_router.engine.prefixes import BLOCK, marks
+from llm_runner_router.models.resolve import resolve
+from llm_runner_router.refs import parse
 from llm_runner_router.types import Message, Request
 
 BYTES = 100
@@ -299,3 +305,25 @@ def test_what_a_shared_server_was_told_last_is_likely_there_and_promised_to_nobo
     flown(kept, "x" * 500, "more", cached=0)
     flown(kept, "x" * 500, "more", cached=0)
     assert kept.promise(marks(Request("m", prompt="y"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, True),
+        ({"window": 512}, False),
+        ({"architecture": "mamba"}, False),
+        ({"architecture": "rwkv7"}, False),
+    ],
+)
+def test_only_what_can_be_cut_back_is_accounted_for(changes: dict[str, Any], known: bool) -> None:
+    model = resolve(parse("zoo:tiny-math"))
+    info = msgspec.structs.replace(model.info, **changes)
+    model = msgspec.structs.replace(model, info=info)
+    place = llamacpp.place(info, fit.Wanted(2, budget=1 << 34))
+    for purpose in ("chat", "embed"):
+        asked = Known(model, purpose, llamacpp, place, pinned=False)
+        asked.seen = Seen(appends=True, tail=7)
+        kept = placing.kept(asked, "")
+        assert (kept is not None) == (known and purpose == "chat")
+        assert kept is None or kept.seen == asked.seen, "a template is looked at once"
