@@ -16,7 +16,7 @@ from llm_runner_router.config import Node
 from llm_runner_router.convert import run
 from llm_runner_router.convert.base import Options, found
 from llm_runner_router.convert.plan import FILES, KINDS
-from llm_runner_router.engine.prepare import find_way
+from llm_runner_router.engine.prepare import PACKED, find_way
 from llm_runner_router.engine.select import EngineSelector
 from llm_runner_router.errors import RunnerError
 from llm_runner_router.models import detect
@@ -67,8 +67,8 @@ trained has tokens for its letters.
 
 
 def kinds() -> list[str]:
-    """Every kind that a converter of ours writes, in the order of the command line's help."""
-    written = {one.facts.want for one in found()}
+    """Every kind that a converter makes, unpacking aside, in the order of `KINDS`."""
+    written = {one.facts.want for one in found() if not one.facts.have.startswith(PACKED)}
     return [kind for kind in KINDS if kind in written]
 
 
@@ -160,7 +160,8 @@ def _why(exc: RunnerError) -> str:
     """A refusal without the name of the source, which is that of the row."""
     no_way = NO_WAY.fullmatch(exc.message)
     if no_way is not None:
-        return f"Nothing makes {no_way[1]} of this; it is made from {no_way[2]}."
+        made_from = [kind for kind in no_way[2].split(", ") if PACKED not in kind]
+        return f"Nothing makes {no_way[1]} of this; it is made from {', '.join(made_from)}."
     return re.sub(r"`[^`]*\.gguf` has no", "the GGUF file has no", exc.message)
 
 

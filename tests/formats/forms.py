@@ -6,6 +6,7 @@ and whose answer is the right one. Does not know: what any engine makes of it (`
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import struct
@@ -372,6 +373,24 @@ def ranking_gguf(folder: Path) -> Path:
 # ---------------------------------------------------------------- what is no file of a known kind
 
 
+def squeezed(folder: Path) -> Path:
+    """A GGUF file in gzip."""
+    source = converted("gguf")(folder)
+    path = folder / "model.gguf.gz"
+    path.write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+    source.unlink()
+    return path
+
+
+def archived(kind: str) -> Make:
+    """Hugging Face's folder in an archive: a format of `shutil`."""
+
+    def make(folder: Path) -> Path:
+        return Path(shutil.make_archive(str(folder / "model"), kind, ZOO.parent, ZOO.name))
+
+    return make
+
+
 def adapter(folder: Path) -> Path:
     """A LoRA adapter in PEFT's folder."""
     from tests.convert import adapters
@@ -450,6 +469,9 @@ FORMS: dict[str, Form] = {
     "a file that no format knows": Form(unknown, ""),
     "any model, with `engine: mock`": Form(converted("gguf"), "", mocked, "mock"),
     "a server that runs already (`adopt`)": Form(served, "chat", adopted, "adopted"),
+    "packed, GGUF in gzip": Form(squeezed),
+    "packed, a folder in zip": Form(archived("zip")),
+    "packed, a folder in tar": Form(archived("tar")),
 }
 
 
