@@ -350,7 +350,7 @@ class Preparer:
         """Bytes that weights may take: free memory less the cache and the buffers beside them."""
         tokens = min(model.info.context or fit.DEFAULT_CONTEXT, fit.LEAST_CONTEXT)
         beside = fit.kv_bytes(model.info, tokens) + fit.work_bytes(model.info, fit.UBATCH)
-        return max(0, int(devices.look().available * LEFT) - beside - fit.PROCESS)
+        return max(0, int(devices.look().available * LEFT) - beside - fit.PROCESS - fit.CODE)
 
     def _ended(
         self, work: _Work, model: LocalModel, task: asyncio.Task[LocalModel], background: bool

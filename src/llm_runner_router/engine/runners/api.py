@@ -36,7 +36,7 @@ BATCH = 32
 """Texts embedded or scored in one turn."""
 LEAST, MOST = 512, 8192
 """Tokens computed in one turn, padding counted, unless one text alone has more: as many as the
-context, for which there is memory (`fit.work_bytes`), and never fewer or more than these."""
+context, for which there is memory (`place` of the engines), and never fewer or more than these."""
 
 
 class EmbedBody(Struct):
