@@ -379,6 +379,13 @@ def test_a_schema_in_googles_own_words() -> None:
     assert fates == dict.fromkeys(("tools[0].function.parameters", "response_format"), "translated")
 
 
+def test_a_function_without_parameters_in_googles_own_words() -> None:
+    tools = (Tool("now", None, Raw(b'{"type":"object","properties":{}}')),)
+    body, fates = sent(chat(tools=tools), json_schema=False)
+    assert body["tools"] == [{"functionDeclarations": [{"name": "now"}]}]
+    assert fates == {}
+
+
 def test_a_schema_that_leads_to_itself_ends() -> None:
     receipt = Receipt()
     tree: dict[str, Any] = {"properties": {"next": {"$ref": "#"}}}

@@ -248,7 +248,10 @@ def _tool(tool: Tool, path: str, quirks: Quirks, receipt: Receipt) -> dict[str, 
     if quirks.json_schema:
         told["parametersJsonSchema"] = _noted(tool.parameters, where, receipt)
     else:
-        told["parameters"] = to_google(tool.parameters, where, receipt)
+        written = to_google(tool.parameters, where, receipt)
+        # An object without properties is refused there; a function without parameters is not.
+        if written.get("properties") or written.get("type") != "OBJECT":
+            told["parameters"] = written
     return told
 
 
