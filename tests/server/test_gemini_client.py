@@ -406,6 +406,18 @@ async def test_a_list_that_breaks_ends_with_the_error() -> None:
     assert (last["error"]["code"], last["error"]["message"]) == (502, "cut")
 
 
+async def test_a_list_that_a_stopping_server_ends_is_json() -> None:
+    gate = Gate()
+    target = FakeTarget("m", [Delta(role="assistant", text="a"), gate])
+    async with HttpClient() as http:
+        async with serve(FakeGateway({"m": target}), Server(port=0, drain=0)) as url:
+            path = f"{url}/v1beta/models/m:streamGenerateContent"
+            asking = asyncio.create_task(ask(http, path))
+            await gate.reached.wait()
+        _, told, _ = await asking
+    assert json.loads(told)[-1]["error"]["status"] == "UNAVAILABLE"
+
+
 @pytest.mark.parametrize(
     ("path", "method", "status"),
     [

@@ -163,6 +163,23 @@ def test_names_in_snake_case_mean_the_same_and_the_clients_own_stay() -> None:
     assert b'"a_b":{"anyOf"' in bytes(request.response_format.schema or b"")
 
 
+def test_one_thing_stands_for_a_list_of_one() -> None:
+    """As in examples of Google's own guides."""
+    body = {
+        "system_instruction": {"parts": {"text": "You are a cat."}},
+        "contents": {"parts": {"text": "Hello there"}},
+        "tools": {"function_declarations": {**ADD, "parameters": {"properties": {"parts": {}}}}},
+    }
+    request = decode(json.dumps(body).encode(), "m", stream=False)
+    system, user = Message("system", "You are a cat."), Message("user", "Hello there")
+    assert request.messages == (system, user)
+    assert bytes(request.tools[0].parameters or b"") == b'{"properties":{"parts":{}}}'
+    count = {"generateContentRequest": {"contents": {"parts": {"text": "hi"}}}}
+    assert decode_count(json.dumps(count).encode(), "m").messages == (Message("user", "hi"),)
+    one = {"requests": {"content": {"parts": {"text": "a"}}}}
+    assert embed(one, many=True).request.inputs == ("a",)
+
+
 # ---------------------------------------------------------------- the conversation
 
 

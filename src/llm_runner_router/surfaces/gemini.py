@@ -41,7 +41,7 @@ from .codec import (
     relayed,
     whole,
 )
-from .gemini_read import Content, camel, conversation
+from .gemini_read import Content, conversation, read
 from .gemini_schema import from_google
 from .gemini_write import (
     DIALECT,
@@ -147,8 +147,7 @@ def decode(body: bytes, model: str, *, stream: bool) -> Request:
         BadRequest: malformed, of wrong types, or contradictory; `param` says where.
     """
     check_model(model)
-    read = camel(body)
-    asked = parse(_decoder, read)
+    asked, usual = read(_decoder, body)
     fields = raw_fields(body)
     config = asked.generation_config or _Config()
     tools, choice = _tool_choice(asked, _tools(asked))
@@ -166,7 +165,7 @@ def decode(body: bytes, model: str, *, stream: bool) -> Request:
         strict=asked.strict is True,
         fallbacks=names_of_fallbacks(asked.fallbacks),
         cache=asked.cache is True,
-        extra=_extra(fields if read is body else parse(_fields_of, read), config),
+        extra=_extra(fields if usual is body else parse(_fields_of, usual), config),
         wire=RequestWire(DIALECT, fields),
     )
 
@@ -178,7 +177,7 @@ def decode_count(body: bytes, model: str) -> TokenizeRequest:
         BadRequest: malformed or of wrong types; `param` says where.
     """
     check_model(model)
-    asked = parse(_count_decoder, camel(body))
+    asked, _ = read(_count_decoder, body)
     inner = asked.generate_content_request or asked
     messages = conversation(inner.system_instruction, inner.contents)
     return TokenizeRequest(model=model, messages=messages, tools=_tools(inner))

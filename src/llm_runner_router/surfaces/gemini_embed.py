@@ -11,8 +11,8 @@ from msgspec import Struct
 from llm_runner_router.errors import BadRequest, Unsupported
 from llm_runner_router.types import Embeddings, EmbedRequest, Mark
 
-from .codec import check_model, parse
-from .gemini_read import Content, camel
+from .codec import check_model
+from .gemini_read import Content, read
 from .gemini_write import counted
 
 MAX_INPUTS = 2048
@@ -51,9 +51,9 @@ def decode(body: bytes, model: str, *, many: bool) -> Asked:
     """
     check_model(model)
     if not many:
-        one = parse(_one, camel(body))
+        one, _ = read(_one, body)
         return _asked([one], [_text(one, "content")], model, many=False)
-    asked = parse(_all, camel(body)).requests
+    asked = read(_all, body)[0].requests
     if not asked:
         raise BadRequest("'requests' is empty", param="requests", code="invalid_value")
     if len(asked) > MAX_INPUTS:

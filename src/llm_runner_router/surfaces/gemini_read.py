@@ -12,7 +12,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -35,6 +35,8 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
+from .codec import parse
+
 THOUGHT = b"llmrr:s:"
 """What a signature begins with that another provider made; what follows is that, as it was."""
 REDACTED = b"llmrr:r:"
@@ -47,8 +49,12 @@ _OPAQUE = frozenset(
     " response_schema responseJsonSchema response_json_schema labels".split()
 )
 """Fields whose inside is the client's own."""
+_REPEATED = frozenset(("contents", "parts", "tools", "functionDeclarations", "requests"))
 _ANY_SNAKE = re.compile(rb'"[a-z]+(?:_[a-z]+)+"\s*:')
 _UNDERSCORE = re.compile(r"_([a-z])")
+
+
+T = TypeVar("T")
 
 
 class Blob(Struct, frozen=True, rename="camel"):
@@ -127,6 +133,36 @@ def _camel(value: Any) -> Any:
         _UNDERSCORE.sub(lambda m: m[1].upper(), key): one if key in _OPAQUE else _camel(one)
         for key, one in value.items()
     }
+
+
+def read(decoder: msgspec.json.Decoder[T], body: bytes) -> tuple[T, bytes]:
+    """`body` as Google's servers read it, and its bytes in the usual spelling.
+
+    They take names in either case, and one thing in the place of a list of one, as examples in
+    Google's own guides have it.
+
+    Raises:
+        BadRequest: see `codec.parse`.
+    """
+    usual = camel(body)
+    try:
+        return parse(decoder, usual), usual
+    except BadRequest as exc:
+        if exc.code != "invalid_type":
+            raise
+        listed = msgspec.json.encode(_listed(msgspec.json.decode(usual)))
+        if listed == msgspec.json.encode(msgspec.json.decode(usual)):
+            raise
+    return parse(decoder, listed), listed
+
+
+def _listed(value: Any, key: str = "") -> Any:
+    if isinstance(value, list):
+        return [_listed(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {k: one if k in _OPAQUE else _listed(one, k) for k, one in value.items()}
+    return [found] if key in _REPEATED else found
 
 
 def conversation(system: Content | None, contents: list[Content]) -> tuple[Message, ...]:

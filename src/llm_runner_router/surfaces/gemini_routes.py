@@ -12,10 +12,10 @@ from urllib.parse import parse_qs
 
 from llm_runner_router.types import Request
 
-from . import gemini, gemini_embed, sse
+from . import gemini, gemini_embed, gemini_write, sse
 from .base import Gateway, Reply
 from .exchange import Exchange, answer_headers, fidelity, figures, now, readable
-from .host import Handler, Host
+from .host import Handler, Host, Voice
 
 VERSION = "/v1beta/"
 """Google's clients ask below this."""
@@ -24,6 +24,7 @@ KEY = b"x-goog-api-key"
 _VERBS = frozenset(
     "generateContent streamGenerateContent countTokens embedContent batchEmbedContents".split()
 )
+_STREAM = "streamGenerateContent"
 
 
 class GeminiRoutes:
@@ -51,8 +52,7 @@ class GeminiRoutes:
 
     async def _content(self, exchange: Exchange, caller: str) -> None:
         model, verb = _named(exchange)
-        stream = verb == "streamGenerateContent"
-        listed = stream and _query(exchange, "alt") != "sse"
+        stream, listed = verb == _STREAM, _in_list(exchange)
         with self._host.room():
 
             def decode(body: bytes) -> Request:
@@ -99,6 +99,17 @@ class GeminiRoutes:
 def spoken(path: str) -> bool:
     """Whether only Google's API has such a path."""
     return "/models/" in path and path.rpartition(":")[2] in _VERBS
+
+
+def voice(exchange: Exchange) -> Voice:
+    """What writes errors for the client of these paths."""
+    return gemini.LIST if _in_list(exchange) else gemini_write
+
+
+def _in_list(exchange: Exchange) -> bool:
+    """Whether the answer is a stream without SSE."""
+    verb = exchange.path.rstrip("/").rpartition(":")[2]
+    return verb == _STREAM and _query(exchange, "alt") != "sse"
 
 
 def credentials(exchange: Exchange) -> Mapping[bytes, bytes]:

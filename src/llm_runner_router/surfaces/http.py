@@ -55,6 +55,7 @@ from .exchange import (
 from .fan import fan
 from .gemini_routes import KEY as GOOGLE
 from .gemini_routes import VERSION, GeminiRoutes, credentials, spoken
+from .gemini_routes import voice as voice_of_google
 from .host import Codec, Handler, Voice
 from .ollama_routes import OllamaRoutes
 from .problems import MethodNotAllowed
@@ -401,7 +402,7 @@ def _voice(exchange: Exchange) -> Voice:
     if path.removeprefix("/v1").startswith("/messages") or ANTHROPIC in exchange.headers:
         return anthropic_write
     if GOOGLE in exchange.headers or path.startswith(VERSION) or spoken(path):
-        return gemini_write
+        return voice_of_google(exchange)
     return ollama_write if path.startswith("/api/") else openai_json
 
 
