@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import stat
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -116,10 +118,18 @@ async def test_nothing_is_kept_where_that_is_off() -> None:
 async def test_the_queue_is_bounded_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "MAX_PENDING", 0)
+    monkeypatch.setattr(stored, "MAX_PENDING", 100)
     async with kept(tmp_path / "r.sqlite") as (responses, _):
+        responses._thread = held = ThreadPoolExecutor(1)
+        go = Event()
+        held.submit(go.wait)
+        responses.put("ada", one("r1", size=500))
         with pytest.raises(Overloaded):
-            responses.put("ada", one("r1"))
+            responses.put("ada", one("r2"))
+        go.set()
+        assert (await responses.get("ada", "r1")).id == "r1"
+        responses.put("ada", one("r2"))
+        await responses.get("ada", "r2")
     with pytest.raises(Unavailable):
         await responses.get("ada", "r1")
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from llm_runner_router import errors
 from llm_runner_router.config import Server
 from llm_runner_router.server import serve
+from llm_runner_router.surfaces import responses_routes
 from llm_runner_router.surfaces.testing import KEY, FakeGateway
 from llm_runner_router.testing import FakeTarget, deltas_of
 from llm_runner_router.types import (
@@ -213,6 +214,25 @@ async def test_events_in_the_background_can_be_read_twice(tmp_path: Path) -> Non
         rest = [event async for event in again]
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert [event.type for event in rest] == [event.type for event in seen[3:]]
+
+
+async def test_events_that_take_too_much_are_forgotten_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses_routes, "MAX_REPLAYS", 6_000)
+    ids = []
+    async with client(kept=tmp_path) as (api, _):
+        for _ in range(4):
+            stream = await api.responses.create(
+                model="m", input="hello", background=True, stream=True
+            )
+            last = [event async for event in stream][-1]
+            ids.append(last.response.id)  # type: ignore[union-attr]  # the last one has it
+        again = await api.responses.retrieve(ids[-1], stream=True)
+        assert [event async for event in again][-1].type == "response.completed"
+        with pytest.raises(openai.BadRequestError, match="events are not kept"):
+            await api.responses.retrieve(ids[0], stream=True)
+        assert (await api.responses.retrieve(ids[0])).status == "completed"
 
 
 async def test_a_server_that_stops_tells_what_became_of_it(tmp_path: Path) -> None:

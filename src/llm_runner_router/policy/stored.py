@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Semaphore
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -33,8 +33,8 @@ MAX_TURNS = 1_000
 """Turns of one conversation that are read back."""
 MAX_HISTORY = 64 << 20
 """Bytes of them."""
-MAX_PENDING = 1_000
-"""Responses that may wait for the disk."""
+MAX_PENDING = 64 << 20
+"""Bytes of responses that may wait for the disk; one may in any case."""
 PRUNE_EVERY = 64
 """Responses between two looks at what is too old or too much."""
 _SCHEMA = """
@@ -93,7 +93,8 @@ class Responses:
         self._wall = wall
         self._thread: ThreadPoolExecutor | None = None
         self._db: sqlite3.Connection | None = None
-        self._places = Semaphore(MAX_PENDING)
+        self._pending = 0
+        self._lock = Lock()
         self._count = 0
         self._closed = False
 
@@ -110,10 +111,17 @@ class Responses:
         Raises:
             Overloaded: too many wait for the disk.
         """
-        if not self._places.acquire(blocking=False):
-            raise Overloaded("too many responses wait to be stored", retry_after=1)
-        done = self._submit(lambda: self._write(owner, stored))
-        done.add_done_callback(self._written)
+        size = len(stored.body) + len(stored.input)
+        with self._lock:
+            if self._pending and self._pending + size > MAX_PENDING:
+                raise Overloaded("too many responses wait to be stored", retry_after=1)
+            self._pending += size
+        try:
+            done = self._submit(lambda: self._write(owner, stored))
+        except Unavailable:
+            self._give_back(size)
+            raise
+        done.add_done_callback(lambda future: self._written(future, size))
 
     async def get(self, owner: str, id: str) -> Stored:
         """The response called `id`.
@@ -170,8 +178,12 @@ class Responses:
         except sqlite3.Error as exc:
             raise Unavailable(f"the store of responses does not answer: {exc}") from exc
 
-    def _written(self, done: Future[None]) -> None:
-        self._places.release()
+    def _give_back(self, size: int) -> None:
+        with self._lock:
+            self._pending -= size
+
+    def _written(self, done: Future[None], size: int) -> None:
+        self._give_back(size)
         exc = done.exception()
         if exc is not None:
             _log.error("a response was not stored: %s", exc)

@@ -24,7 +24,7 @@ from llm_runner_router.types import Call, Delta
 from . import sse
 from .base import Gateway, Reply
 from .codec import parse
-from .exchange import Exchange, answer_headers, now
+from .exchange import Exchange, answer_headers, now, readable
 from .host import Handler, Host
 from .responses import Codec, Turn, decode, decode_count, encode_count
 from .responses_read import listed
@@ -36,6 +36,8 @@ REPLAY_SECONDS = 300.0
 """How long the events of a finished run can still be read."""
 MAX_REPLAY = 8 << 20
 """Bytes of events of one run that can be read again."""
+MAX_REPLAYS = 64 << 20
+"""The same of all finished runs; the oldest are forgotten first."""
 PAGE = 20
 MAX_PAGE = 100
 
@@ -96,8 +98,7 @@ class ResponseRoutes:
 
     async def _create(self, exchange: Exchange, caller: str) -> None:
         with self._host.room():
-            turn = decode(await self._host.body(exchange))
-            exchange.asked = True
+            turn = readable(exchange, decode, await self._host.body(exchange))
             if turn.previous is not None:
                 past = await self._gateway.responses.history(caller, turn.previous)
                 turn = turn.continued(_earlier(past))
@@ -111,8 +112,7 @@ class ResponseRoutes:
 
     async def _count(self, exchange: Exchange, caller: str) -> None:
         with self._host.room():
-            asked = decode_count(await self._host.body(exchange))
-            exchange.asked = True
+            asked = readable(exchange, decode_count, await self._host.body(exchange))
             async with exchange.watching():
                 tokens, counted = await self._gateway.count(asked)
                 header = [(b"x-llmrr-counted", b"exactly" if counted else b"estimated")]
@@ -171,6 +171,18 @@ class ResponseRoutes:
             self._runs.pop((caller, run.id), None)
 
         run.keep_for(REPLAY_SECONDS if run.frames else 0.0, forget)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Forget the oldest finished runs whose events take more than they may together."""
+        finished = [(key, run) for key, run in self._runs.items() if run.task.done()]
+        excess = sum(run.size for _, run in finished) - MAX_REPLAYS
+        for key, run in finished:
+            if excess <= 0:
+                return
+            excess -= run.size
+            run.forget()
+            del self._runs[key]
 
     async def _replay(self, exchange: Exchange, run: _Run, after: int) -> None:
         if run.overflown:
@@ -269,7 +281,8 @@ class _Run:
         self.stopped = False
         """The server ends it, not its client."""
         self._keep = keep
-        self._size = 0
+        self.size = 0
+        """Bytes of its events."""
         self._more = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -310,9 +323,9 @@ class _Run:
     def _add(self, frame: bytes) -> None:
         if not self.turn.request.stream or self.overflown:
             return
-        self._size += len(frame)
-        if self._size > MAX_REPLAY:
-            self.overflown = True
+        self.size += len(frame)
+        if self.size > MAX_REPLAY:
+            self.overflown, self.size = True, 0
             self.frames.clear()
         else:
             self.frames += _events(frame)
@@ -378,8 +391,8 @@ def _is_whole(raw: Raw) -> bool:
     and no other provider knows.
     """
     item = _item.decode(raw)
-    readable = bytes(item.content) not in (b"", b"null", b"[]")
-    return item.type != "reasoning" or item.encrypted_content is not None or readable
+    has_words = bytes(item.content) not in (b"", b"null", b"[]")
+    return item.type != "reasoning" or item.encrypted_content is not None or has_words
 
 
 def _abandoned(body: bytes) -> bytes:
