@@ -106,3 +106,13 @@ def test_a_refusal_says_how_far_one_gets(have: str, want: str, message: str, hin
         plan(have, want, registry=registry)
     assert message in refused.value.message
     assert hint in (refused.value.hint or "")
+
+
+def test_unpacking_is_no_way_to_make_a_kind() -> None:
+    registry = [Converter("packed-mlx", "mlx"), Converter("mlx", "gguf")]
+    registry.append(Converter("packed-gguf", "gguf"))
+    with pytest.raises(Unsupported, match="nothing here writes `mlx`"):
+        plan("gguf", "mlx", registry=registry)
+    with pytest.raises(Unsupported, match=r"which is made from `mlx` \("):
+        plan("onnx", "gguf", registry=registry)
+    assert [step.want for step in plan("packed-mlx", "gguf", registry=registry)] == ["mlx", "gguf"]

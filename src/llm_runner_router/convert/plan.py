@@ -38,6 +38,8 @@ KINDS: Final[dict[str, str]] = {
     "peft": "a folder with a LoRA adapter of PEFT",
     "gguf-adapter": "a GGUF file with a LoRA adapter",
 }
+PACKED: Final = "packed-"
+"""Begins the kind of a model in an archive, or in a file that is only compressed."""
 FILES: Final = frozenset({"gguf", "bitnet-gguf", "ggml", "gguf-adapter"})
 """Kinds that are one file; the others are folders."""
 STEP_COST: Final = 1.0
@@ -137,7 +139,8 @@ def _cost(step: Step) -> float:
 def _no_way(
     have: str, want: str, reached: set[str], by_kind: dict[str, list[Converter]]
 ) -> Unsupported:
-    sources = sorted({c.have for many in by_kind.values() for c in many if c.want == want})
+    makers = {c.have for many in by_kind.values() for c in many if c.want == want}
+    sources = sorted(kind for kind in makers if not kind.startswith(PACKED))
     known = {c.want for many in by_kind.values() for c in many} | set(by_kind) | set(KINDS)
     if want not in known:
         return Unsupported(

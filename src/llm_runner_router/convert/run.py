@@ -27,7 +27,7 @@ from llm_runner_router.models.formats.gguf_types import BITNET
 from llm_runner_router.models.locks import FileLock
 
 from .base import Cancelled, Found, Options, Tick, found, pick
-from .plan import FILES, Step, disk, plan
+from .plan import FILES, PACKED, Step, disk, plan
 
 ROOM: Final = 64 * 1024 * 1024
 """Bytes that stay free besides the estimate: headers, and what others write meanwhile."""
@@ -75,7 +75,7 @@ def kind_of(path: Path) -> str:
     found = detect.detect(path)
     name = found.name
     if name == "packed":
-        return f"packed-{packed.inside(path).kind}"
+        return f"{PACKED}{packed.inside(path).kind}"
     if name == "onnx":
         folder = path if path.is_dir() else path.parent
         return "onnx-genai" if (folder / "genai_config.json").is_file() else "onnx"

@@ -18,12 +18,11 @@ from llm_runner_router.models.formats import packed
 
 from . import companions
 from .base import Options, Tick, converts
+from .plan import PACKED
 
 if TYPE_CHECKING:
     from llm_runner_router.models.formats.packed import Content, Inside, Member
 
-PREFIX: Final = "packed-"
-"""Before the kind of what is inside, in the names of `plan.py`."""
 PIECE: Final = 4 << 20
 ROOM: Final = 64 << 20
 """Bytes that stay free on the disk."""
@@ -41,61 +40,61 @@ _NAMES: Final = {
 """What a single file is called in the folder that it becomes."""
 
 
-@converts(f"{PREFIX}gguf", "gguf", grow=1.5, speed=150e6)
+@converts(f"{PACKED}gguf", "gguf", grow=1.5, speed=150e6)
 def to_gguf(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "gguf", tick)
 
 
-@converts(f"{PREFIX}bitnet-gguf", "bitnet-gguf", grow=1.5, speed=150e6)
+@converts(f"{PACKED}bitnet-gguf", "bitnet-gguf", grow=1.5, speed=150e6)
 def to_bitnet(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "bitnet-gguf", tick)
 
 
-@converts(f"{PREFIX}ggml", "ggml", grow=1.5, speed=150e6)
+@converts(f"{PACKED}ggml", "ggml", grow=1.5, speed=150e6)
 def to_ggml(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "ggml", tick)
 
 
-@converts(f"{PREFIX}safetensors", "safetensors", grow=1.5, speed=150e6)
+@converts(f"{PACKED}safetensors", "safetensors", grow=1.5, speed=150e6)
 def to_safetensors(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "safetensors", tick)
 
 
-@converts(f"{PREFIX}mlx", "mlx", grow=1.5, speed=150e6)
+@converts(f"{PACKED}mlx", "mlx", grow=1.5, speed=150e6)
 def to_mlx(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "mlx", tick)
 
 
-@converts(f"{PREFIX}pytorch", "pytorch", grow=1.5, speed=150e6)
+@converts(f"{PACKED}pytorch", "pytorch", grow=1.5, speed=150e6)
 def to_pytorch(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "pytorch", tick)
 
 
-@converts(f"{PREFIX}onnx", "onnx", grow=1.5, speed=150e6)
+@converts(f"{PACKED}onnx", "onnx", grow=1.5, speed=150e6)
 def to_onnx(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "onnx", tick)
 
 
-@converts(f"{PREFIX}onnx-genai", "onnx-genai", grow=1.5, speed=150e6)
+@converts(f"{PACKED}onnx-genai", "onnx-genai", grow=1.5, speed=150e6)
 def to_onnx_genai(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "onnx-genai", tick)
 
 
-@converts(f"{PREFIX}tfjs", "tfjs", grow=1.5, speed=150e6)
+@converts(f"{PACKED}tfjs", "tfjs", grow=1.5, speed=150e6)
 def to_tfjs(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "tfjs", tick)
 
 
-@converts(f"{PREFIX}peft", "peft", grow=1.5, speed=150e6)
+@converts(f"{PACKED}peft", "peft", grow=1.5, speed=150e6)
 def to_peft(source: Path, target: Path, options: Options, tick: Tick) -> None:
     """See `unpack`."""
     unpack(source, target, "peft", tick)
@@ -147,7 +146,7 @@ def _check_kind(source: Path, target: Path, kind: str) -> None:
 
     got = kind_of(target)
     if got != kind:
-        nested = got.startswith(PREFIX)
+        nested = got.startswith(PACKED)
         raise ModelFileError(
             f"`{source}` holds {'another packed file' if nested else f'`{got}`'}, not `{kind}`"
             " alone",
