@@ -516,3 +516,34 @@ async def test_google_meets_the_errors_of_others_in_its_own_words() -> None:
     assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
     waits = [d["retryDelay"] for d in error.details["error"]["details"] if "retryDelay" in d]
     assert waits == ["3.000s"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_responses_api_calls_functions_of_gemini_and_goes_on(stream: bool) -> None:
+    upstream = Gemini(*(CALLS if stream else (WHOLE,)))
+    tools: Any = [
+        {"type": "function", "name": name, "parameters": {"type": "object"}, "strict": False}
+        for name in ("add", "sub")
+    ]
+    asked: Any = {"model": "m", "tools": tools, "store": False}
+    async with served(upstream) as (url, _), by_openai(url) as api:
+        if stream:
+            async with api.responses.stream(input="hello", **asked) as events:
+                async for _ in events:
+                    pass
+                found = await events.get_final_response()
+        else:
+            found = await api.responses.create(input="hello", **asked)
+        calls = [item for item in found.output if item.type == "function_call"]
+        assert [(c.call_id, c.name) for c in calls] == [("f1", "add"), ("f2", "sub")]
+        upstream.chunks = (FINAL,)
+        turn: Any = [item.model_dump(mode="json", exclude_none=True) for item in found.output]
+        answers: Any = [
+            {"type": "function_call_output", "call_id": c.call_id, "output": "3"} for c in calls
+        ]
+        again = await api.responses.create(
+            input=[{"role": "user", "content": "hello"}, *turn, *answers], **asked
+        )
+    assert again.output_text == "It is 3."
+    signed = [p.thought_signature for p in upstream.asked[1].contents[1].parts if p.function_call]
+    assert signed == [SIGNATURE, None]
