@@ -14,6 +14,7 @@ from .proc import BenchError
 SECTIONS = {
     "import": "bench.import_time",
     "overhead": "bench.overhead",
+    "dialects": "bench.dialects",
     "local": "bench.local",
     "memory": "bench.memory",
     "runner": "bench.runner",
