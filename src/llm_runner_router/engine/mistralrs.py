@@ -81,6 +81,8 @@ types are there twice, in two orders."""
 WIDEST = max(ISQ.values())
 COPIES: dict[str, float] = {"Q8_0": 2.07, "Q4_K": 2.5, "Q6_K": 2.5}
 """Bytes beside the mapped file for each byte of it, by type, as measured."""
+ONCE = 1.15
+"""The same for other types in blocks, which quantised at load are there once."""
 
 
 def can_run(info: ModelInfo, machine: Machine) -> Verdict:
@@ -147,7 +149,7 @@ def _quantising(isq: str, info: ModelInfo, weights: int) -> int:
 
 def _held(kind: str, count: int) -> int:
     """Bytes in memory, beside the file, of `count` bytes of weights of a type in a GGUF file."""
-    return int(count * COPIES.get(kind, 1.0))
+    return int(count * COPIES.get(kind, 1.0 if kind in ("F32", "F16", "BF16") else ONCE))
 
 
 def order(
