@@ -15,10 +15,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 from urllib.parse import quote
 
-import msgspec
+from msgspec.structs import replace
 
 from llm_runner_router.config import Secret
 from llm_runner_router.errors import (
@@ -37,13 +38,13 @@ from llm_runner_router.types import (
     Delta,
     Embeddings,
     EmbedRequest,
-    Mark,
     Origin,
     Price,
     Ranking,
     Request,
     RerankRequest,
     TokenizeRequest,
+    Usage,
 )
 
 from . import dialects
@@ -113,13 +114,11 @@ class RemoteTarget:
         self._client = client
         host = host or Host(name="openai", top_k=local)
         self._dialect = dialects.find(host.dialect)
-        self._quirks = msgspec.structs.replace(host.quirks, max_output=max_output)
+        self._quirks = replace(host.quirks, max_output=max_output)
         self._base, self._query = _split(base_url, host, model)
         self._urls: dict[str, str] = {}
         self._timeouts = timeouts or (LOCAL_TIMEOUTS if local else Timeouts())
-        self._whole = msgspec.structs.replace(
-            self._timeouts, first_byte=self._timeouts.first_byte * WHOLE
-        )
+        self._whole = replace(self._timeouts, first_byte=self._timeouts.first_byte * WHOLE)
         self._origin = Origin(target=name, model=model, local=local, price=price)
         key = api_key.reveal().strip() if api_key else ""
         self._fixed = _fixed_headers(host, key, headers or {})
@@ -161,7 +160,7 @@ class RemoteTarget:
                 )
                 origin = self._origin
                 if receipt.marks:
-                    origin = msgspec.structs.replace(origin, fidelity=receipt.marks)
+                    origin = replace(origin, fidelity=receipt.marks)
                 deltas = await self._begin(response, request, wire, origin)
             except RunnerError as exc:
                 self._own(exc)
@@ -188,7 +187,7 @@ class RemoteTarget:
             return _Stream(response, reader, origin, self._own, patience)
         body = await response.read(MAX_BODY)
         deltas = self._parsed(lambda data: self._dialect.parse_body(data, wire), body)
-        first = msgspec.structs.replace(deltas[0], origin=origin)
+        first = replace(deltas[0], origin=origin)
         return _Ready((first, *deltas[1:]))
 
     async def embed(self, request: EmbedRequest, call: Call) -> Embeddings:
@@ -197,14 +196,18 @@ class RemoteTarget:
         Raises:
             RunnerError: as `open` does.
         """
-        count, dialect = len(request.inputs), self._dialect
-        wire = dialect.build_embed(request, self._model)
-        found = await self._whole_answer(wire, call, lambda data: dialect.parse_embed(data, count))
-        origin = self._origin
-        if request.task is not None and not dialect.embed_tasks:
-            lost = {"taskType": Mark("dropped", "vectors are the same there whatever they are for")}
-            origin = msgspec.structs.replace(origin, fidelity=lost)
-        return msgspec.structs.replace(found, origin=origin)
+        dialect = self._dialect
+        step = dialect.most_inputs or len(request.inputs)
+        found = []
+        for start in range(0, len(request.inputs), step):
+            some = request.inputs[start : start + step]
+            wire = dialect.build_embed(replace(request, inputs=some), self._model)
+            parse = partial(dialect.parse_embed, count=len(some))
+            found.append(await self._whole_answer(wire, call, parse))
+        origin, marks = self._origin, dialect.embed_marks(request)
+        if marks:
+            origin = replace(origin, fidelity=marks)
+        return replace(_joined(found), origin=origin)
 
     async def count(self, request: TokenizeRequest, call: Call) -> int:
         """How many tokens the prompt has, as the host counts them.
@@ -228,7 +231,7 @@ class RemoteTarget:
         """
         wire = rerank.build(request, self._model)
         found = await self._whole_answer(wire, call, lambda data: rerank.parse(data, request))
-        return msgspec.structs.replace(found, origin=self._origin)
+        return replace(found, origin=self._origin)
 
     async def _whole_answer(self, wire: WireRequest, call: Call, parse: Callable[[bytes], T]) -> T:
         """Ask for one value, and read it."""
@@ -309,6 +312,16 @@ class RemoteTarget:
         return error
 
 
+def _joined(found: list[Embeddings]) -> Embeddings:
+    """The vectors of several requests as those of one."""
+    if len(found) == 1:
+        return found[0]
+    vectors = tuple(vector for one in found for vector in one.vectors)
+    if len({len(vector) for vector in vectors}) > 1:
+        raise BadResponse("embeddings of unequal length")
+    return Embeddings(vectors, Usage(sum(one.usage.prompt_tokens for one in found)))
+
+
 class _Ready:
     """Deltas that are all there."""
 
@@ -378,7 +391,7 @@ class _Stream:
             await self._more()
         delta = self._pending.popleft()
         if self._origin is not None:
-            delta = msgspec.structs.replace(delta, origin=self._origin)
+            delta = replace(delta, origin=self._origin)
             self._origin = None
             if not self._reader.finished:
                 self._until = math.inf

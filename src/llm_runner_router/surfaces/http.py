@@ -226,7 +226,7 @@ class HttpApp:
             async with exchange.watching():
                 result = await embedder.embed(asked.request, call)
                 reply.origin, reply.usage = result.origin, result.usage
-                head = [*answer_headers(reply), *figures(reply, 0)]
+                head = [*answer_headers(reply), *fidelity(reply), *figures(reply, 0)]
                 await exchange.json(200, openai_embeddings.encode(result, asked), head)
 
     async def _rerank(self, exchange: Exchange, caller: str) -> None:

@@ -15,6 +15,7 @@ DIALECTS = {
     "anthropic": "Anthropic",
     "gemini": "Gemini",
     "responses": "Responses",
+    "cohere": "Cohere",
 }
 """Name, which is the module's too, and class."""
 

@@ -20,7 +20,14 @@ from msgspec import Raw, Struct
 from llm_runner_router.errors import BadResponse, RunnerError, Unsupported
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.providers.sse import SSEParser
-from llm_runner_router.types import Delta, Embeddings, EmbedRequest, Request, TokenizeRequest
+from llm_runner_router.types import (
+    Delta,
+    Embeddings,
+    EmbedRequest,
+    Mark,
+    Request,
+    TokenizeRequest,
+)
 
 Header = Callable[[str], str | None]
 """Looks up a response header, whatever its case."""
@@ -121,6 +128,8 @@ class Dialect(ABC):
     """The media type of a stream."""
     embed_tasks: ClassVar[bool] = False
     """It can be told what vectors are for (`EmbedRequest.task`)."""
+    most_inputs: ClassVar[int] = 0
+    """Inputs of one request for vectors; more are asked for in several. 0: as many as there are."""
 
     @abstractmethod
     def build(self, request: Request, model: str, quirks: Quirks, receipt: Receipt) -> WireRequest:
@@ -174,6 +183,12 @@ class Dialect(ABC):
             Unsupported: this dialect has none.
         """
         raise Unsupported(f"hosts of the dialect `{self.name}` give no embeddings", param="model")
+
+    def embed_marks(self, request: EmbedRequest) -> dict[str, Mark]:
+        """What became of the parameters of a request for vectors."""
+        if request.task is None or self.embed_tasks:
+            return {}
+        return {"taskType": Mark("dropped", "vectors are the same there whatever they are for")}
 
     def parse_embed(self, body: bytes, count: int) -> Embeddings:
         """The vectors of `count` inputs.
