@@ -192,10 +192,6 @@ WRONG = {
         "(YAML wants spaces, not tabs)"
     ),
     "models: &x {a: *x}": "llmrr.yaml:1: an alias that contains itself",
-    "model_list:\n  - {model_name: a}": (
-        "llmrr.yaml:1: this is a LiteLLM configuration (`model_list:`); it is recognised, and not "
-        "supported in this version"
-    ),
     "models: {a: {}}": (
         "llmrr.yaml:1: models.a: exactly one of `target`, `adopt`, `fallback`, `race`, "
         "`weighted`, `auto` is needed, got none of them"

@@ -9,20 +9,22 @@ entries hang together (`config_check.py`).
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
 
-from . import config_yaml, home, units
+from . import config_litellm, config_yaml, home, units
 from .config import Config, Secret
 from .config_check import check, meant
+from .config_foreign import Foreign
 from .config_yaml import Path as Where
 from .errors import ConfigError
 
@@ -30,6 +32,7 @@ FILE = "llmrr.yaml"
 PREFIX = "LLMRR_"
 SHORT = {"HOST": ("server", "host"), "PORT": ("server", "port")}
 """Variables without a section in their name."""
+_log = logging.getLogger(__name__)
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|^os\.environ/([A-Za-z_][A-Za-z0-9_]*)$")
 
 
@@ -38,7 +41,8 @@ def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, object])
 
     Args:
         path: the file that was asked for with `--config`; None looks where `find_file` says.
-        env: the environment.
+        env: the environment. The file of another program may hold secrets or set variables itself;
+            they are put in, as that program would do.
         flags: dotted name of a setting (`server.port`) to its value; None means not given.
 
     Raises:
@@ -48,7 +52,9 @@ def load(path: Path | None, env: Mapping[str, str], flags: Mapping[str, object])
     data: dict[str, Any] = {}
     where: Callable[[Where], str] = _dotted
     if path is not None:
-        data, where = read(path)
+        data, where, foreign = read(path, env)
+        if foreign is not None:
+            _take(foreign, path, env)
     said: dict[Where, str] = {}
     for source in (*_from_env(env), *_from_flags(flags)):
         _merge(data, source)
@@ -88,25 +94,21 @@ def find_file(path: Path | None, env: Mapping[str, str]) -> Path | None:
     return None
 
 
-def read(path: Path) -> tuple[dict[str, Any], Callable[[Where], str]]:
-    """The checked settings of one file as plain data, and a function from setting to place.
+def read(
+    path: Path, env: Mapping[str, str]
+) -> tuple[dict[str, Any], Callable[[Where], str], Foreign | None]:
+    """The checked settings of one file as plain data, a function from setting to place, and what
+    the file became if it is one of another program's.
 
     Raises:
         ConfigError: the file cannot be read, or a key or a value is wrong.
     """
     label = str(path)
-    try:
-        with path.open("rb") as file:
-            text = file.read(config_yaml.MAX_BYTES + 1)
-    except OSError as exc:
-        raise ConfigError(f"cannot read `{label}`: {exc.strerror}") from exc
-    raw, lines = config_yaml.parse(text, label)
-    if "model_list" in raw:
-        raise ConfigError(
-            f"{label}:{lines['model_list',]}: this is a LiteLLM configuration (`model_list:`); "
-            "it is recognised, and not supported in this version",
-            hint="list the models under `models:`; `llmrr config init` writes an example",
-        )
+    raw, lines = config_yaml.parse(text_of(path), label)
+    foreign = None
+    if config_litellm.MARK in raw:
+        foreign = config_litellm.convert(raw, lines, label, env)
+        raw, lines = foreign.settings, foreign.lines
 
     def where(at: Where) -> str:
         known = at
@@ -115,7 +117,35 @@ def read(path: Path) -> tuple[dict[str, Any], Callable[[Where], str]]:
         line = f":{lines[known]}" if known in lines else ""
         return f"{label}{line}: " + _dotted(at)
 
-    return _Reader(where).value(raw, Config, ()), where
+    return _Reader(where).value(raw, Config, ()), where, foreign
+
+
+def text_of(path: Path) -> bytes:
+    """The content of a configuration file; a byte more than the limit if it is longer.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(config_yaml.MAX_BYTES + 1)
+    except OSError as exc:
+        raise ConfigError(f"cannot read `{path}`: {exc.strerror}") from exc
+
+
+def _take(foreign: Foreign, path: Path, env: Mapping[str, str]) -> None:
+    """Set the variables of another program's file, and say how much of it has no counterpart."""
+    if foreign.environment:
+        if not isinstance(env, MutableMapping):
+            raise ConfigError(
+                f"`{path}` sets variables, and this environment cannot be changed",
+                hint=f"`llmrr migrate {path}` writes a configuration without secrets in it",
+            )
+        env.update(foreign.environment)
+    if foreign.lost:
+        count = len(foreign.lost)
+        what = "1 setting has" if count == 1 else f"{count} settings have"
+        _log.warning("%s: %s no counterpart here; `llmrr migrate %s` tells", path, what, path)
 
 
 def secret(text: str, env: Mapping[str, str], setting: str) -> Secret:

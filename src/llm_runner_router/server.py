@@ -134,9 +134,19 @@ def admit(settings: Server, home: Home) -> Key:
     """The key in force, made on first use; an open address needs one that was there before.
 
     Raises:
-        ConfigError: the server would be reachable from elsewhere and nobody chose a key yet.
+        ConfigError: the server would be reachable from elsewhere and nobody chose a key yet, or
+            one that everybody knows.
     """
-    if not is_loopback(settings.host) and find_key(home) is None:
+    if is_loopback(settings.host):
+        return ensure_key(home)
+    key = find_key(home)
+    if key is not None and key.example:
+        raise ConfigError(
+            f"`{settings.host}` is reachable from other machines and the key is one from LiteLLM's"
+            " documentation",
+            hint=f"set {VARIABLE} to a key of your own",
+        )
+    if key is None:
         raise ConfigError(
             f"`{settings.host}` is reachable from other machines and there is no key yet",
             hint=f"set {VARIABLE}, or start once on 127.0.0.1 to make the key file `{home.key}`",

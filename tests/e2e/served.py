@@ -34,7 +34,9 @@ class Served:
         )
         self._wait()
         self.url = json.loads((home / "server.json").read_text())["url"]
-        self.key = env.get("LLMRR_API_KEY") or (home / "key").read_text().strip()
+        made = home / "key"
+        self.key = env.get("LLMRR_API_KEY") or (made.read_text().strip() if made.exists() else "")
+        """Empty: the configuration has one."""
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_DEADLINE

@@ -22,6 +22,9 @@ VARIABLE = "LLMRR_API_KEY"
 MIN_LENGTH = 8
 """Shorter keys can be guessed over a network."""
 MAX_LENGTH = 512
+EXAMPLES = frozenset({"sk-1234"})
+"""Keys that stand in LiteLLM's documentation. Everybody knows them, so they are good on this
+machine only (`server.admit`), where they let a configuration be tried as it was copied."""
 
 
 class Key:
@@ -35,6 +38,11 @@ class Key:
         self.source = source
         """Where it came from, for people: a variable or a path."""
         self._digest = hashlib.sha256(value.encode()).digest()
+
+    @property
+    def example(self) -> bool:
+        """Whether everybody knows it."""
+        return self.secret.reveal() in EXAMPLES
 
     def matches(self, shown: bytes) -> bool:
         """Whether `shown` is this key, in time that does not depend on how much of it is right."""
@@ -147,6 +155,8 @@ def ensure_key(home: Home, environ: Mapping[str, str] = os.environ) -> Key:
 
 
 def _checked(value: str, *, name: str, source: str) -> Key:
+    if value in EXAMPLES:
+        return Key(value, name=name, source=source)
     if not MIN_LENGTH <= len(value) <= MAX_LENGTH or not value.isascii() or " " in value:
         raise ConfigError(
             f"the key in {source} is not usable: {MIN_LENGTH} to {MAX_LENGTH} ASCII characters "
