@@ -93,7 +93,7 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], Any]:
 # ---------------------------------------------------------------- routes
 
 
-async def test_only_health_answers_without_a_key() -> None:
+async def test_only_health_and_a_page_without_data_answer_without_a_key() -> None:
     async with served() as port:
         assert (
             parsed(await talk(port, request("/healthz", b"", method="GET", headers=b"")))[0] == 200
@@ -110,6 +110,9 @@ async def test_only_health_answers_without_a_key() -> None:
             ("GET", "/llmrr/ps"),
             ("POST", "/llmrr/shutdown"),
             ("GET", "/"),
+            ("GET", "/openapi.json"),
+            ("GET", "/docs/"),
+            ("GET", "/v1/docs"),
             ("GET", "/healthz/"),
             ("GET", "//healthz"),
             ("GET", "/healthz/../v1/models"),
@@ -458,3 +461,23 @@ async def test_a_failure_while_leaving_does_not_spoil_what_was_sent(
         assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert parsed(await talk(port, request()))[0] == 502, "a whole body has not left yet"
     assert "after its answer was complete" in caplog.text
+
+
+async def test_the_page_is_served_with_its_headers_and_the_document_with_the_key() -> None:
+    async with served() as port:
+        page = await talk(port, request("/docs", b"", method="GET", headers=b""))
+        head, _, body = page.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"content-type: text/html; charset=utf-8" in head
+        assert b"content-security-policy: default-src 'none'; connect-src 'self'" in head
+        assert body.startswith(b"<!doctype html>")
+        assert body.endswith(b"</html>\n")
+        bare = await talk(port, request("/docs", b"", method="HEAD", headers=b""))
+        assert bare.partition(b"\r\n\r\n")[2] == b""
+        status, headers, _ = parsed(await talk(port, request("/docs", b"", headers=b"")))
+        assert (status, headers["allow"]) == (405, "get")
+        for _ in range(2):  # the second one was made before
+            answer = await talk(port, request("/openapi.json", b"", method="GET"))
+            status, _, document = parsed(answer)
+            assert status == 200
+            assert "/v1/chat/completions" in document["paths"]

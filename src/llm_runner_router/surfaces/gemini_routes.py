@@ -38,17 +38,17 @@ class GeminiRoutes:
     def __init__(self, gateway: Gateway, host: Host) -> None:
         self._gateway = gateway
         self._host = host
-        self._verbs: dict[str, Handler] = {
-            "generateContent": self._content,
-            "streamGenerateContent": self._content,
-            "countTokens": self._count,
-            "embedContent": self._embed,
-            "batchEmbedContents": self._embed,
+        self.table: dict[str, dict[str, Handler]] = {
+            "/models/{model}:generateContent": {"POST": self._content},
+            "/models/{model}:streamGenerateContent": {"POST": self._content},
+            "/models/{model}:countTokens": {"POST": self._count},
+            "/models/{model}:embedContent": {"POST": self._embed},
+            "/models/{model}:batchEmbedContents": {"POST": self._embed},
         }
 
     def find(self, path: str) -> dict[str, Handler] | None:
         """The handlers by method for `path` (without version); None if it is not one of these."""
-        return {"POST": self._verbs[path.rpartition(":")[2]]} if spoken(path) else None
+        return self.table["/models/{model}:" + path.rpartition(":")[2]] if spoken(path) else None
 
     async def _content(self, exchange: Exchange, caller: str) -> None:
         model, verb = _named(exchange)

@@ -3,8 +3,8 @@
 Knows: paths, methods, the order of checks (who, then what, then how much), when a client leaves.
 Does not know: formats (codecs), sockets (`server.py`), how targets are built (`app.py`).
 
-The order for every request but `/healthz`: key, route, room, body, decode, answer. The path comes
-from the request line alone; the Host header decides nothing.
+The order for every request but those for public paths: key, route, room, body, decode, answer. The
+path comes from the request line alone; the Host header decides nothing.
 """
 
 from __future__ import annotations
@@ -111,8 +111,17 @@ class HttpApp:
             "/models": {"GET": self._models},
             "/livez": {"GET": _alive},
             "/readyz": {"GET": _alive},
+            "/openapi.json": {"GET": self._document},
             **self._admin.table,
         }
+        self._greeting: dict[str, dict[str, Handler]] = {"/": {"GET": _greet}}
+        self._one_model: dict[str, dict[str, Handler]] = {"/models/{model}": {"GET": self._model}}
+        # Whether the server is up, and a page that is the same everywhere: they need no key.
+        self._public: dict[str, dict[str, Handler]] = {
+            "/healthz": {"GET": _alive},
+            "/docs": {"GET": _docs},
+        }
+        self._described: bytes | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -120,8 +129,9 @@ class HttpApp:
             raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
         try:
-            if scope["path"] == "/healthz":
-                await self._health(exchange)
+            public = self._public.get(exchange.path)
+            if public is not None:
+                await _by_method(public, exchange)(exchange, "")
                 return
             caller = self.gateway.authenticate(credentials(exchange))
             exchange.check_headers()
@@ -155,21 +165,32 @@ class HttpApp:
             path = path.removeprefix(VERSION[:-1])
         if len(path) > 1 and path.endswith("/"):
             path = path.rstrip("/")
-        methods = {"GET": _greet} if exchange.path == "/" else self._routes.get(path)
+        methods = self._routes.get(path)
+        if methods is None and exchange.path == "/":
+            methods = self._greeting["/"]
         if methods is None and path.startswith("/models/"):
-            methods = self._gemini.find(path) or {"GET": self._model}
+            methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
             methods = self._responses.find(path) or self._ollama.find(path)
         if methods is None:
             raise self._no_route(path)
-        method: str = exchange.scope["method"]
-        handler = methods.get("GET" if method == "HEAD" else method)
-        if handler is None:
-            allowed = ", ".join(methods)
-            raise MethodNotAllowed(
-                f"`{path[:200]}` takes {allowed}, not {method[:20]}", allow=allowed
-            )
-        return handler
+        return _by_method(methods, exchange)
+
+    def tables(self) -> tuple[dict[str, dict[str, Handler]], ...]:
+        """Every route there is, as template of its path (without `/v1`) → method → handler.
+
+        What is not in one of these is not answered, and what is has its `Operation` in
+        `openapi/apis/`.
+        """
+        return (
+            self._public,
+            self._greeting,
+            self._routes,
+            self._one_model,
+            self._responses.table,
+            self._gemini.table,
+            self._ollama.table,
+        )
 
     def _no_route(self, path: str) -> NotFound:
         from difflib import get_close_matches  # only mistakes pay for the import
@@ -186,10 +207,12 @@ class HttpApp:
 
     # ------------------------------------------------------------ routes
 
-    async def _health(self, exchange: Exchange) -> None:
-        if exchange.scope["method"] not in ("GET", "HEAD"):
-            raise MethodNotAllowed("`/healthz` takes GET", allow="GET")
-        await _alive(exchange, "")
+    async def _document(self, exchange: Exchange, caller: str) -> None:
+        if self._described is None:
+            from .openapi.document import encoded  # only who asks for it pays for it
+
+            self._described = await asyncio.to_thread(encoded)
+        await exchange.json(200, self._described)
 
     async def _chat(self, exchange: Exchange, caller: str) -> None:
         with self.room():
@@ -412,6 +435,30 @@ async def _greet(exchange: Exchange, caller: str) -> None:
     head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"17")]
     await exchange.start(200, head)
     await exchange.end(text)
+
+
+def _by_method(methods: dict[str, Handler], exchange: Exchange) -> Handler:
+    """The handler for the exchange's method.
+
+    Raises:
+        MethodNotAllowed
+    """
+    method: str = exchange.scope["method"]
+    handler = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
+    if handler is None:
+        allowed = ", ".join(methods)
+        raise MethodNotAllowed(
+            f"`{exchange.path[:200]}` takes {allowed}, not {method[:20]}", allow=allowed
+        )
+    return handler
+
+
+async def _docs(exchange: Exchange, caller: str) -> None:
+    from .openapi.page import page  # only who asks for it pays for it
+
+    body, headers = page()
+    await exchange.start(200, [*headers, (b"content-length", str(len(body)).encode())])
+    await exchange.end(body)
 
 
 async def _alive(exchange: Exchange, caller: str) -> None:

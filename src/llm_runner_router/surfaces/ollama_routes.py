@@ -75,7 +75,7 @@ class OllamaRoutes:
     def __init__(self, gateway: Gateway, host: Host) -> None:
         self._gateway = gateway
         self._host = host
-        self._table: dict[str, dict[str, Handler]] = {
+        self.table: dict[str, dict[str, Handler]] = {
             "/api/chat": {"POST": self._chat},
             "/api/generate": {"POST": self._generate},
             "/api/embed": {"POST": self._embed},
@@ -89,13 +89,14 @@ class OllamaRoutes:
             "/api/copy": {"POST": self._copy},
             "/api/create": {"POST": self._create},
             "/api/delete": {"DELETE": self._delete},
+            "/api/blobs/{digest}": {"HEAD": self._blob, "POST": self._blob},
         }
 
     def find(self, path: str) -> dict[str, Handler] | None:
         """The handlers by method for `path`; None if it is not one of these."""
         if path.startswith("/api/blobs/"):
-            return {"HEAD": self._blob, "POST": self._blob}
-        return self._table.get(path)
+            return self.table["/api/blobs/{digest}"]
+        return self.table.get(path)
 
     # ------------------------------------------------------------ answering
 

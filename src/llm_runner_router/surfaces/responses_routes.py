@@ -65,6 +65,13 @@ class ResponseRoutes:
         self._gateway = gateway
         self._host = host
         self._runs: dict[tuple[str, str], _Run] = {}
+        self.table: dict[str, dict[str, Handler]] = {
+            "/responses": {"POST": self._create},
+            "/responses/input_tokens": {"POST": self._count},
+            "/responses/{response_id}": {"GET": self._get, "DELETE": self._delete},
+            "/responses/{response_id}/cancel": {"POST": self._cancel},
+            "/responses/{response_id}/input_items": {"GET": self._input_items},
+        }
 
     async def aclose(self) -> None:
         """End what runs in the background."""
@@ -79,20 +86,11 @@ class ResponseRoutes:
 
     def find(self, path: str) -> dict[str, Handler] | None:
         """The handlers by method for `path` (without `/v1`); None if it is not one of these."""
-        parts = path.split("/")[1:]
-        if parts[0] != "responses" or len(parts) > 3 or not all(parts):
-            return None
-        if len(parts) == 1:
-            return {"POST": self._create}
-        if len(parts) == 2:
-            if parts[1] == "input_tokens":
-                return {"POST": self._count}
-            return {"GET": self._get, "DELETE": self._delete}
-        last: dict[str, dict[str, Handler]] = {
-            "cancel": {"POST": self._cancel},
-            "input_items": {"GET": self._input_items},
-        }
-        return last.get(parts[2])
+        found = self.table.get(path)
+        if found is not None or not path.startswith("/responses/"):
+            return found
+        id, slash, last = path.removeprefix("/responses/").partition("/")
+        return self.table.get(f"/responses/{{response_id}}{slash}{last}") if id else None
 
     # ------------------------------------------------------------ asking
 
