@@ -55,15 +55,18 @@ def _event(kind: str, **fields: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields}))
 
 
-def _usage(usage: Usage | None) -> dict[str, int]:
+def _usage(usage: Usage | None) -> dict[str, Any]:
     """`input_tokens` is there what no cache had part in."""
     told = usage or Usage()
-    return {
+    found: dict[str, Any] = {
         "input_tokens": told.prompt_tokens - told.cached_tokens - told.cache_write_tokens,
         "cache_creation_input_tokens": told.cache_write_tokens,
         "cache_read_input_tokens": told.cached_tokens,
         "output_tokens": told.completion_tokens,
     }
+    if told.reasoning_tokens:
+        found["output_tokens_details"] = {"thinking_tokens": told.reasoning_tokens}
+    return found
 
 
 def _stop(finish: Finish | None, stopped_by: str | None) -> str:
