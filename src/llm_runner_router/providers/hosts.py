@@ -37,6 +37,8 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     """It usually runs on this machine, costs nothing and needs no account."""
     key_header: str = "Authorization"
     key_prefix: str = "Bearer "
+    auth: Literal["key", "sigv4"] = "key"
+    """`sigv4`: without a key, requests are signed with AWS credentials (`sigv4.py`)."""
     path: str = ""
     """Put between base URL and route; `{model}` is replaced (Azure's deployments)."""
     query: str = ""

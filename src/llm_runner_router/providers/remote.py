@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -53,6 +53,7 @@ from .dialects.base import WireRequest
 from .hosts import Host
 from .http import HttpClient, Response, Timeouts
 from .reader import StreamReader
+from .sigv4 import SigV4
 
 T = TypeVar("T")
 
@@ -72,6 +73,23 @@ SETTLE = 0.1
 _SECRET_HEADER = re.compile(r"key|auth|token|secret|cookie", re.IGNORECASE)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[0-9a-f-]{1,200})?")
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+class Signer(Protocol):
+    """Says in headers who asks, for hosts where that depends on what is asked."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may repeat."""
+        ...
+
+    async def sign(self, url: str, body: bytes, deadline: float | None) -> list[tuple[str, str]]:
+        """The headers for a `POST` of `body` to `url`.
+
+        Raises:
+            RunnerError: there is nobody to ask as.
+        """
+        ...
 
 
 class RemoteTarget:
@@ -123,6 +141,9 @@ class RemoteTarget:
         key = api_key.reveal().strip() if api_key else ""
         self._fixed = _fixed_headers(host, key, headers or {})
         self._secrets = _secrets(key, headers or {})
+        self._signer: Signer | None = None
+        if host.auth == "sigv4" and all(n.lower() != "authorization" for n, _ in self._fixed):
+            self._signer = SigV4(self._base)
 
     @property
     def name(self) -> str:
@@ -152,7 +173,7 @@ class RemoteTarget:
                     self._client.stream(
                         "POST",
                         self._url(wire.path),
-                        headers=self._headers(call, wire, request.stream),
+                        headers=await self._headers(call, wire, request.stream),
                         body=wire.body,
                         timeouts=self._timeouts if request.stream else self._whole,
                         deadline=call.deadline,
@@ -239,7 +260,7 @@ class RemoteTarget:
             async with self._client.stream(
                 "POST",
                 self._url(wire.path),
-                headers=self._headers(call, wire, stream=False),
+                headers=await self._headers(call, wire, stream=False),
                 body=wire.body,
                 timeouts=self._whole,
                 deadline=call.deadline,
@@ -271,19 +292,25 @@ class RemoteTarget:
             url = self._urls[path] = f"{self._base}{path}{query}"
         return url
 
-    def _headers(self, call: Call, wire: WireRequest, stream: bool) -> list[tuple[str, str]]:
+    async def _headers(self, call: Call, wire: WireRequest, stream: bool) -> list[tuple[str, str]]:
         accept = self._dialect.accept if stream else "application/json"
         headers = [*self._fixed, ("Accept", accept), *wire.headers]
         if _ID.fullmatch(call.id):
             headers.append(("X-Request-Id", call.id))
         if call.traceparent is not None and _TRACEPARENT.fullmatch(call.traceparent):
             headers.append(("Traceparent", call.traceparent))
+        if self._signer is not None:
+            headers += await self._signer.sign(self._url(wire.path), wire.body, call.deadline)
         return headers
 
     # ------------------------------------------------------------ what is told
 
+    def _hidden(self) -> tuple[str, ...]:
+        """What must not be told."""
+        return self._secrets if self._signer is None else self._secrets + self._signer.secrets
+
     def _redact(self, data: bytes) -> bytes:
-        for secret in self._secrets:
+        for secret in self._hidden():
             data = data.replace(secret.encode(), b"***")
         return data
 
@@ -305,7 +332,7 @@ class RemoteTarget:
                 error.message = f"{self._name}: {error.message}"
         for attribute in ("message", "hint", "param", "code"):
             text = getattr(error, attribute)
-            for secret in self._secrets if text else ():
+            for secret in self._hidden() if text else ():
                 text = text.replace(secret, "***")
             setattr(error, attribute, text)
         error.args = (error.message,)

@@ -16,6 +16,7 @@ DIALECTS = {
     "gemini": "Gemini",
     "responses": "Responses",
     "cohere": "Cohere",
+    "bedrock": "Bedrock",
 }
 """Name, which is the module's too, and class."""
 

@@ -53,8 +53,8 @@ _BY_BUDGET = re.compile(
     r"claude-(3|2|instant)|claude-(opus|sonnet|haiku)-4(-[0-5](?!\d))?(-\d{8})?(?![-\d])"
 )
 """Models up to 4.5: they think up to a budget. Later ones are told an effort."""
-_SENTENCE = "Answer with one JSON object and nothing else."
-_OPENING = "."
+SENTENCE = "Answer with one JSON object and nothing else."
+OPENING = "."
 """What the user says where a conversation begins with the assistant, which is not allowed."""
 
 _OTHERS = tuple(b'"%b' % signer.encode() for signer in SIGNERS)
@@ -121,7 +121,7 @@ def _fields(request: Request, model: str, quirks: Quirks, receipt: Receipt) -> d
         fields["system"] = system
     fields["messages"] = turns
     if request.reasoning is not None:
-        _thinking(request.reasoning, model, fields, receipt)
+        thinking(request.reasoning, model, fields, receipt)
     if request.user is not None:
         fields["metadata"] = {"user_id": request.user}
     if request.service_tier is not None:
@@ -173,7 +173,7 @@ def _conversation(
         turns, system = [{"role": "user", "content": system}], []
     if turns and turns[0]["role"] == "assistant":
         receipt.emulated("messages", "a turn of the user's was put in front")
-        turns.insert(0, {"role": "user", "content": [{"type": "text", "text": _OPENING}]})
+        turns.insert(0, {"role": "user", "content": [{"type": "text", "text": OPENING}]})
     _trim(turns, len(messages) - 1, receipt)
     return system, turns
 
@@ -204,13 +204,20 @@ def _blocks(message: Message, path: str, receipt: Receipt) -> list[dict[str, Any
         if block is not None:
             blocks.append(block)
     for k, call in enumerate(message.tool_calls):
-        use = {"type": "tool_use", "id": call.id, "name": call.name}
+        use: dict[str, Any] = {"type": "tool_use", "id": call.id, "name": call.name}
         where = f"{path}.tool_calls[{k}].function.arguments"
-        blocks.append(_marked({**use, "input": _input(call.arguments, where)}, call.cache_control))
+        blocks.append(
+            _marked({**use, "input": call_input(call.arguments, where)}, call.cache_control)
+        )
     return blocks
 
 
-def _input(arguments: str, path: str) -> Raw:
+def call_input(arguments: str, path: str) -> Raw:
+    """The arguments of a call, which must be a JSON object.
+
+    Raises:
+        BadRequest: they are none; names `path`.
+    """
     try:
         value = msgspec.json.decode(arguments or "{}")
     except msgspec.DecodeError as exc:
@@ -368,33 +375,34 @@ def _format(
         return
     if wanted.type == "json_object" and wanted.schema is None:
         receipt.emulated("response_format", "the model is asked for JSON in words")
-        system.append({"type": "text", "text": _SENTENCE})
+        system.append({"type": "text", "text": SENTENCE})
         return
     schema = msgspec.json.decode(wanted.schema or b"{}")
-    closed = _closed(schema)
-    if closed != schema:
+    shut = closed(schema)
+    if shut != schema:
         receipt.translated("response_format", "objects may have no other than the named fields")
     output = fields.setdefault("output_config", {})
-    output["format"] = {"type": "json_schema", "schema": closed}
+    output["format"] = {"type": "json_schema", "schema": shut}
 
 
 _VALUES = frozenset(("enum", "const", "default", "examples"))
 """Keywords of a schema whose values are no schemas."""
 
 
-def _closed(schema: Any) -> Any:
+def closed(schema: Any) -> Any:
     """`schema` with objects closed, which is a condition there."""
     if isinstance(schema, list):
-        return [_closed(item) for item in schema]
+        return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: v if key in _VALUES else _closed(v) for key, v in schema.items()}
+    found = {key: v if key in _VALUES else closed(v) for key, v in schema.items()}
     if schema.get("type") == "object":
         found["additionalProperties"] = False
     return found
 
 
-def _thinking(wanted: Reasoning, model: str, fields: dict[str, Any], receipt: Receipt) -> None:
+def thinking(wanted: Reasoning, model: str, fields: dict[str, Any], receipt: Receipt) -> None:
+    """Say in `fields`, which hold the rest of the request, how much `model` is to think."""
     if wanted.effort == "none" or wanted.budget == 0:
         fields["thinking"] = {"type": "disabled"}
         return
