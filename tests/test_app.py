@@ -12,6 +12,10 @@ from llm_runner_router.app import App
 from llm_runner_router.app_tree import AUTOS, LISTED
 from llm_runner_router.config import Auto, Config, Node, Provider
 from llm_runner_router.errors import ConfigError, RunnerError, UnknownModel, Unsupported
+from llm_runner_router.models.blobs import Store
+from llm_runner_router.models.discard import prune
+from llm_runner_router.models.hubcache import HubCache
+from llm_runner_router.models.manifest import Stored
 from llm_runner_router.models.resolve import resolve
 from llm_runner_router.refs import parse
 from llm_runner_router.strategies.fallback import Fallback
@@ -45,6 +49,24 @@ def test_without_configuration_the_zoo_and_auto_are_served() -> None:
         "nothing else"
     )
     assert len(names) > len(LISTED)
+
+
+def test_a_name_whose_file_is_gone_means_what_is_there_now(tmp_path: Path) -> None:
+    store, weights = Store(tmp_path / "models"), resolve(parse("zoo:tiny-math")).path
+    other = resolve(parse("zoo:tiny-text")).path
+    file = store.adopt(weights)
+    store.put(Stored("it", "file", (file,), main=file.path))
+    made = app({"m": "it"}, {"LLMRR_HOME": str(tmp_path)})
+    before = made.target("m")
+    assert made.target("m") is before
+    file = store.adopt(other)
+    store.put(Stored("it", "file", (file,), main=file.path))
+    assert made.target("m") is before, "it can still answer"
+    prune(store, HubCache(tmp_path / "hub"))
+    after = made.target("m")
+    assert after is not before
+    assert made.target("m") is after
+    assert made.local("m").path.name == other.name
 
 
 def test_every_spelling_of_auto_chooses() -> None:

@@ -140,7 +140,8 @@ class App:
         """What clients may come back to."""
         self._shelf = AppStore(self.home, environ)
         self._answers = answers or AnswerCache(clock)
-        self._fronts: dict[str, Target] = {}
+        self._fronts: dict[str, tuple[Target, Target]] = {}
+        """By name: what is asked, and the same with everything around it."""
         self.tokens = TokenDesk(self.local)
         self._leaves = AppLeaves(
             config,
@@ -225,12 +226,12 @@ class App:
         Raises:
             UnknownModel: with the nearest names.
         """
-        entry = self._tree.find(model)
-        front = self._fronts.get(entry.target.name)
-        if front is None:
-            front = self._front(entry.target)
-            if entry.target.name in self.config.models or entry.target.name in AUTOS:
-                self._fronts[entry.target.name] = front
+        asked = self._tree.find(model).target
+        inner, front = self._fronts.get(asked.name, (None, None))
+        if front is None or inner is not asked:  # the tree makes it anew when its file is gone
+            front = self._front(asked)
+            if asked.name in self.config.models or asked.name in AUTOS:
+                self._fronts[asked.name] = asked, front
         return front
 
     def _front(self, target: Target) -> Target:

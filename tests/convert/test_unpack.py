@@ -126,6 +126,26 @@ def test_ends_of_pieces_lose_nothing(size: int, tmp_path: Path) -> None:
         assert content(tmp_path / f"{name}.out")["zeros.txt"] == bytes(size)
 
 
+def test_texts_beside_the_model_s_folder_go_into_it(tmp_path: Path) -> None:
+    source = tmp_path / "f.zip"
+    beside = {"README.md": b"hello", "LICENSE": b"MIT", "x/LICENSE": b"other"}
+    source.write_bytes(zipped(beside | {f"x/{name}": data for name, data in hub().items()}))
+    convert(source, tmp_path / "out", "safetensors")
+    found = content(tmp_path / "out")
+    assert (found["README.md"], found["LICENSE"]) == (b"hello", b"other")
+    assert set(found) == {name.removeprefix("model/") for name in hub()} | {"README.md", "LICENSE"}
+
+
+def test_what_makes_no_model_is_told_by_the_file_s_own_name(tmp_path: Path) -> None:
+    source = tmp_path / "f.zip"
+    source.write_bytes(zipped(hub() | {"other/notes.csv": b"1,2"}))
+    with pytest.raises(ModelFileError, match=r"f\.zip.*makes no model") as caught:
+        convert(source, tmp_path / "out", "safetensors")
+    assert ".converting" not in caught.value.message
+    assert "unpack it" in (caught.value.hint or "")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.zip"]
+
+
 def test_no_code_comes_out(tmp_path: Path) -> None:
     source = tmp_path / "f.zip"
     source.write_bytes(zipped({**hub(), "model/modeling_x.py": b"evil()", "model/run.sh": b"evil"}))

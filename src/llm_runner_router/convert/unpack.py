@@ -30,6 +30,9 @@ LOOK: Final = 256 << 20
 """Bytes written between two looks at what is free."""
 _CODE: Final = (".py", ".pyc", ".sh", ".exe", ".so", ".dll")
 """Files that are left behind: nothing of a model is ever run."""
+_ABOUT: Final = (".md", ".txt", ".pdf", ".png", ".jpg", ".sha256")
+_PLAIN: Final = ("license", "licence", "notice", "readme", "sha256sums", ".gitattributes")
+"""Endings and names of files that tell of a model and are no part of it."""
 _NAMES: Final = {
     "safetensors": "model.safetensors",
     "mlx": "model.safetensors",
@@ -144,7 +147,12 @@ def _check_kind(source: Path, target: Path, kind: str) -> None:
     """It is what it seemed to be, now that all of it is there."""
     from .run import kind_of
 
-    got = kind_of(target)
+    try:
+        got = kind_of(target)
+    except ModelFileError as exc:  # it names a place that is gone by then
+        why = exc.message.rpartition(": ")[2]
+        hint = "unpack it, and name the model in it"
+        raise packed.refusal(source, f"what is in it makes no model: {why}", hint) from exc
     if got != kind:
         nested = got.startswith(PACKED)
         raise ModelFileError(
@@ -217,12 +225,23 @@ class _Unpacking:
 
 
 def _lifted(folder: Path) -> None:
-    """A folder that holds nothing but another one becomes that."""
+    """A folder that holds another one and nothing else of a model becomes that.
+
+    Texts about it, a licence above all, move into it.
+    """
     while True:
-        inner = list(folder.iterdir())
-        if len(inner) != 1 or not inner[0].is_dir():
+        files = [path for path in folder.iterdir() if not path.is_dir()]
+        inner = [path for path in folder.iterdir() if path.is_dir()]
+        if len(inner) != 1 or not all(_is_about(path) for path in files):
             return
+        for path in files:
+            if not (inner[0] / path.name).exists():
+                path.rename(inner[0] / path.name)
         aside = folder.with_name(f"{folder.name}.inner")
         os.replace(inner[0], aside)
-        folder.rmdir()
+        shutil.rmtree(folder)
         os.replace(aside, folder)
+
+
+def _is_about(path: Path) -> bool:
+    return path.suffix.lower() in _ABOUT or path.name.lower() in _PLAIN
