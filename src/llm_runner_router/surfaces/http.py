@@ -25,6 +25,7 @@ from llm_runner_router.types import Call, ModelCard, Request
 from . import (
     anthropic,
     anthropic_write,
+    cohere_write,
     gemini_write,
     ollama_write,
     openai_chat,
@@ -39,6 +40,8 @@ from . import (
 from .admin import AdminRoutes
 from .base import Gateway, Reply
 from .codec import MAX_FALLBACKS
+from .cohere_routes import VERSION as COHERE
+from .cohere_routes import CohereRoutes
 from .exchange import (
     ClientGone,
     Exchange,
@@ -99,6 +102,7 @@ class HttpApp:
         self._responses = ResponseRoutes(gateway, self)
         self._gemini = GeminiRoutes(gateway, self)
         self._ollama = OllamaRoutes(gateway, self)
+        self._cohere = CohereRoutes(gateway, self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -172,6 +176,7 @@ class HttpApp:
             methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
             methods = self._responses.find(path) or self._ollama.find(path)
+            methods = methods or self._cohere.find(path)
         if methods is None:
             raise self._no_route(path)
         return _by_method(methods, exchange)
@@ -426,6 +431,8 @@ def _voice(exchange: Exchange) -> Voice:
         return anthropic_write
     if GOOGLE in exchange.headers or path.startswith(VERSION) or spoken(path):
         return voice_of_google(exchange)
+    if path.startswith(COHERE):
+        return cohere_write
     return ollama_write if path.startswith("/api/") else openai_json
 
 

@@ -112,20 +112,18 @@ class _List(Struct, frozen=True):
 
 def encode(result: Embeddings, asked: Asked) -> bytes:
     """The vectors as JSON numbers, or as base64 of little-endian 32-bit floats."""
-    write = _base64 if asked.format == "base64" else _floats
-    items = [_Item("embedding", i, write(v)) for i, v in enumerate(result.vectors)]
+    coded = asked.format == "base64"
+    vectors = result.vectors
+    items = [_Item("embedding", i, packed(v) if coded else v) for i, v in enumerate(vectors)]
     origin = result.origin
     model = veil.text(origin.model) if origin is not None else asked.request.model
     usage = _Usage(result.usage.prompt_tokens, result.usage.total_tokens)
     return body(_List("list", items, model, usage))
 
 
-def _floats(vector: tuple[float, ...]) -> tuple[float, ...] | str:
-    return vector
-
-
-def _base64(vector: tuple[float, ...]) -> tuple[float, ...] | str:
-    packed = array("f", vector)
+def packed(vector: tuple[float, ...]) -> str:
+    """A vector as base64 of little-endian 32-bit floats."""
+    numbers = array("f", vector)
     if sys.byteorder == "big":
-        packed.byteswap()
-    return b64encode(packed.tobytes()).decode("ascii")
+        numbers.byteswap()
+    return b64encode(numbers.tobytes()).decode("ascii")
