@@ -177,6 +177,16 @@ def test_hosts_by_their_other_names_and_servers_by_address(loaded: Any) -> None:
         "  - {model_name: c, litellm_params: {model: xinference/bge, api_base: 'http://h:9997/v1'}}\n"
         "  - {model_name: d, litellm_params: {model: gpt-4o, organization: org-1}}\n"
         "  - {model_name: e, litellm_params: {model: openai/responses/gpt-5}}\n"
+        "  - model_name: f\n"
+        "    litellm_params: {model: bedrock/converse/us.x-v1:0, aws_region_name: us-east-1}\n"
+        "  - {model_name: g, litellm_params: {model: bedrock/x}}\n",
+        AWS_REGION="eu-west-1",
+    )
+    assert config.models["f"] == "bedrock/us.x-v1:0"
+    assert config.providers["bedrock"].base_url == "https://bedrock-runtime.us-east-1.amazonaws.com"
+    assert config.models["g"] == "bedrock-2/x"
+    assert (
+        config.providers["bedrock-2"].base_url == "https://bedrock-runtime.eu-west-1.amazonaws.com"
     )
     assert config.models["a"] == "together_ai/meta/llama"
     assert config.providers["together_ai"].host == "together"
@@ -223,7 +233,7 @@ model_list:
       extra_headers: {"AI-Resource Group": x, X-Api-Token: hush}
       something_new: 1
   - model_name: b
-    litellm_params: {model: bedrock/x, aws_region_name: us-east-1}
+    litellm_params: {model: sagemaker/x, aws_region_name: us-east-1}
 litellm_settings:
   callbacks: [langfuse]
   fallbacks: [{a: [b]}, {nobody: [a]}]

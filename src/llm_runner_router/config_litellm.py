@@ -136,6 +136,8 @@ class _Reading:
         providers = {name: account.settings for name, account in self.accounts.entries.items()}
         for name, account in self.accounts.entries.items():
             self.lines["providers", name] = account.line
+            for setting, line in account.lines.items():
+                self.lines["providers", name, setting] = line
         self.settings |= {"providers": providers, "models": self.models, "aliases": aliases}
         return Foreign(self.settings, self.added, self.notes.done(), self.lines)
 
@@ -252,7 +254,8 @@ class _Reading:
         place = (*at, "litellm_params")
         provider, model = split(params["model"], params.get("custom_llm_provider"))
         account = self.accounts.account(provider, model, params, place)
-        model = model.removeprefix("responses/") if provider == "openai" else model
+        route = {"openai": "responses/", "bedrock": "converse/"}.get(provider, "")
+        model = model.removeprefix(route)
         try:
             readable = refs.parse(f"{provider}/{model}").kind == "provider"
         except BadRequest:

@@ -23,6 +23,7 @@ from .errors import ConfigError
 HOSTS = {
     "ai_studio": "google",
     "anthropic_text": "anthropic",
+    "bedrock_converse": "bedrock",
     "cohere_chat": "cohere",
     "custom_openai": "openai",
     "dashscope": "alibaba",
@@ -51,6 +52,19 @@ ABSENT = frozenset(
 """Providers of LiteLLM with a format of their own. One that has no row in `hosts.toml` is left
 out; the rest of the file is served."""
 
+SOURCES = {
+    "model": "host",
+    "base_url": "base_url",
+    "api_base": "base_url",
+    "api_key": "api_key",
+    "organization": "headers",
+    "headers": "headers",
+    "extra_headers": "headers",
+    "timeout": "first_token_timeout",
+    "stream_timeout": "idle_timeout",
+}
+"""What of `litellm_params` becomes which setting of a provider."""
+
 SUFFIXES = {"ollama": "/v1", "huggingface": "/v1", "anthropic": "/v1", "google": "/v1beta"}
 """What LiteLLM appends itself to an `api_base` and we expect in a `base_url`, by our host."""
 
@@ -66,6 +80,8 @@ class Account(Struct, frozen=True):
     """LiteLLM's name."""
     settings: dict[str, Any]
     line: int
+    lines: dict[str, int]
+    """Setting to the line it came from."""
 
 
 def split(model: str, custom: str | None) -> tuple[str, str]:
@@ -117,7 +133,8 @@ class Accounts:
             if known.settings == account.settings and f"{name}/{model}" not in taken:
                 return f"{name}/{model}"
         name, count = base, 1
-        elsewhere = self.passing and "base_url" in account.settings and base in hosts()
+        known = hosts().get(base, {}).get("base_url")
+        elsewhere = self.passing and "base_url" in account.settings and known
         while name in self.entries or f"{name}/{model}" in taken or (elsewhere and name == base):
             count += 1
             name = f"{base}-{count}"
@@ -135,6 +152,8 @@ class Accounts:
         if host == "openai" and name.startswith("responses/"):
             host = "openai-responses"
         base = self.text(params, ("api_base", "base_url"), at)
+        if host == "bedrock" and base is None:
+            base = self._amazon(params, at)
         settings: dict[str, Any] = {}
         if host in known:
             settings["host"] = host
@@ -155,7 +174,24 @@ class Accounts:
         self._key(provider, params, at, settings)
         self._headers(provider, params, at, settings)
         self._timeouts(params, at, settings)
-        return Account(provider, settings, self._notes.line((*at, "model")))
+        lines = {
+            ours: self._notes.line((*at, theirs))
+            for theirs, ours in SOURCES.items()
+            if ours in settings and theirs in params
+        }
+        return Account(provider, settings, self._notes.line((*at, "model")), lines)
+
+    def _amazon(self, params: Mapping[str, Any], at: Where) -> str:
+        region = self.text(params, ("aws_region_name",), at)
+        names = ("AWS_REGION_NAME", "AWS_REGION", "AWS_DEFAULT_REGION")
+        region = region or next((self._env[n] for n in names if self._env.get(n)), None)
+        if region is None:
+            region = "us-west-2"  # what LiteLLM takes then
+        if not re.fullmatch(r"[a-z0-9-]{1,40}", region):
+            raise ConfigError(f"{self._where((*at, 'aws_region_name'))}: no region of AWS's")
+        if "aws_region_name" in params:
+            self._notes.became((*at, "aws_region_name"), "part of the `base_url`")
+        return f"https://bedrock-runtime.{region}.amazonaws.com"
 
     def _address(self, base: str, host: str, params: Mapping[str, Any], at: Where) -> str:
         url = base.strip().rstrip("/")

@@ -30,7 +30,7 @@ UNKNOWN: Fate = ("lost", "has no counterpart here")
 PARAMS: dict[str, Fate | None] = {
     **dict.fromkeys(
         "model api_base base_url api_key api_version headers extra_headers organization timeout"
-        " stream_timeout weight order custom_llm_provider litellm_credential_name".split()
+        " stream_timeout weight order custom_llm_provider litellm_credential_name aws_region_name".split()
     ),
     **dict.fromkeys(
         "input_cost_per_token output_cost_per_token cache_read_input_token_cost"
@@ -42,6 +42,11 @@ PARAMS: dict[str, Fate | None] = {
     "max_retries": ("lost", "a target is not asked twice; others of its group are"),
     "drop_params": ("moot", "what a provider cannot take is dropped and told"),
     "azure_ad_token": ("lost", "tokens of Entra are not made here: give an `api_key`"),
+    **dict.fromkeys(
+        "aws_access_key_id aws_secret_access_key aws_session_token aws_profile_name aws_role_name"
+        " aws_session_name".split(),
+        ("lost", "credentials of AWS are those of the process: set `AWS_…`, or give an `api_key`"),
+    ),
     "tags": ("lost", "there is no routing by tags"),
     "mock_response": ("lost", "models answer themselves"),
     **dict.fromkeys(

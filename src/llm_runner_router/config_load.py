@@ -103,8 +103,25 @@ def read(
     Raises:
         ConfigError: the file cannot be read, or a key or a value is wrong.
     """
-    label = str(path)
-    raw, lines = config_yaml.parse(text_of(path), label)
+    return _read(text_of(path), str(path), env)
+
+
+def check_text(data: bytes, label: str, env: Mapping[str, str]) -> Config:
+    """The configuration that a file with this content would be, without environment or flags.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    plain, where, _ = _read(data, label, env)
+    config = msgspec.convert(plain, Config)
+    check(config, where, lambda: home.stored_names(home.find(env).models))
+    return config
+
+
+def _read(
+    data: bytes, label: str, env: Mapping[str, str]
+) -> tuple[dict[str, Any], Callable[[Where], str], Foreign | None]:
+    raw, lines = config_yaml.parse(data, label)
     foreign = None
     if config_litellm.MARK in raw:
         foreign = config_litellm.convert(raw, lines, label, env)

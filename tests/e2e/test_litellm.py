@@ -103,6 +103,9 @@ model_list:
     litellm_params:
       model: bedrock/us.anthropic.claude-sonnet-4-5-20250929-v1:0
       aws_region_name: us-east-1
+  - model_name: sagemaker-model
+    litellm_params:
+      model: sagemaker/berri-benchmarking-gpt-j-6b-fp16
   - model_name: vllm-models
     litellm_params:
       model: openai/facebook/opt-down
@@ -177,12 +180,13 @@ def test_a_documented_configuration_starts_and_answers(tmp_path: Path) -> None:
                 names = [model.id for model in client.models.list()]
                 assert [n for n in names if not n.startswith("auto")] == [
                     "gpt-4o",
+                    "bedrock-claude-v1",
                     "vllm-models",
                     "only-down",
                     "text-embedding-ada-002",
                 ]
                 with pytest.raises(openai.NotFoundError):
-                    told(client, "bedrock-claude-v1")
+                    told(client, "sagemaker-model")
                 with pytest.raises(openai.AuthenticationError):
                     told(client.with_options(api_key="sk-12345"), "gpt-4o")
             log = server.log()

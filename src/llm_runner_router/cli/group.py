@@ -37,6 +37,7 @@ VERBS = {
     "explain": "Tell which model would answer a prompt, and why.",
     "doctor": "Check this machine and this installation.",
     "config": "Check, describe or start a configuration.",
+    "migrate": "Explain what another program's configuration becomes.",
 }
 
 
