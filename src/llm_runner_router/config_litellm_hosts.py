@@ -133,8 +133,8 @@ class Accounts:
             if known.settings == account.settings and f"{name}/{model}" not in taken:
                 return f"{name}/{model}"
         name, count = base, 1
-        known = hosts().get(base, {}).get("base_url")
-        elsewhere = self.passing and "base_url" in account.settings and known
+        address = hosts().get(base, {}).get("base_url")
+        elsewhere = self.passing and "base_url" in account.settings and address
         while name in self.entries or f"{name}/{model}" in taken or (elsewhere and name == base):
             count += 1
             name = f"{base}-{count}"

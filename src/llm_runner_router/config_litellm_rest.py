@@ -30,7 +30,8 @@ UNKNOWN: Fate = ("lost", "has no counterpart here")
 PARAMS: dict[str, Fate | None] = {
     **dict.fromkeys(
         "model api_base base_url api_key api_version headers extra_headers organization timeout"
-        " stream_timeout weight order custom_llm_provider litellm_credential_name aws_region_name".split()
+        " stream_timeout weight order custom_llm_provider litellm_credential_name"
+        " aws_region_name".split()
     ),
     **dict.fromkeys(
         "input_cost_per_token output_cost_per_token cache_read_input_token_cost"
