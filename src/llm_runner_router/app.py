@@ -32,6 +32,7 @@ from .policy.auth import Keys, ensure_key
 from .policy.cache import AnswerCache, Cache
 from .policy.deadline import Deadline
 from .policy.embed import GuardedEmbedder
+from .policy.files import Files
 from .policy.record import Record, RequestRecord
 from .policy.rerank import GuardedReranker
 from .policy.sink import FileSink, SinkState
@@ -138,6 +139,8 @@ class App:
             self.home.responses if kept.enabled else None, keep=kept.keep, limit=kept.limit
         )
         """What clients may come back to."""
+        self.files = Files(self.home.files if config.files.enabled else None, config.files)
+        """What clients put here."""
         self._shelf = AppStore(self.home, environ)
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, tuple[Target, Target]] = {}
@@ -180,6 +183,7 @@ class App:
             self._loop = asyncio.get_running_loop()
             self._life.callback(self._sink.close)
             self._life.push_async_callback(self.responses.aclose)
+            self._life.push_async_callback(self.files.aclose)
             self._life.push_async_callback(self.tokens.aclose)
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)

@@ -231,6 +231,21 @@ class Responses(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of all of them; the oldest are forgotten first."""
 
 
+class Files(Struct, frozen=True, forbid_unknown_fields=True):
+    """Files that clients put here for later, by OpenAI's files API."""
+
+    enabled: bool = True
+    """Keep them in `files/` in the data folder."""
+    keep: Seconds = 30 * 86_400.0
+    """Seconds after which one is deleted, unless it was made with a time of its own; 0 keeps it."""
+    max_size: Annotated[Bytes, Meta(ge=1024)] = 200 << 20
+    """Bytes of one file; larger ones get 413."""
+    max_count: Annotated[int, Meta(ge=1)] = 10_000
+    """Files of all keys; more are refused until some are deleted."""
+    limit: Annotated[Bytes, Meta(ge=1 << 20)] = 4 << 30
+    """Bytes of all of them; more are refused until some are deleted."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set. No file at all means: serve the zoo and `auto`."""
 
@@ -248,6 +263,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The record of requests."""
     responses: Responses = Responses()
     """Answers that clients come back to."""
+    files: Files = Files()
+    """Files of clients."""
     deadline: Seconds = 600.0
     """Seconds a request may take in all; a client may ask for less with `x-llmrr-timeout`."""
     aliases: dict[str, str] = {}

@@ -70,6 +70,16 @@ class Home:
         return self.path / "responses.sqlite"
 
     @property
+    def files(self) -> Path:
+        """Folder of the files that clients put here."""
+        return self.path / "files"
+
+    @property
+    def batches(self) -> Path:
+        """Folder of batches: their index, and what those at work have read and written."""
+        return self.path / "batches"
+
+    @property
     def history(self) -> Path:
         """What was typed into `llmrr run`."""
         return self.path / "history"

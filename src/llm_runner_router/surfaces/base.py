@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Raw, Struct
 
+from llm_runner_router.policy.files import Files
 from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
     Call,
@@ -186,6 +187,11 @@ class Gateway(Protocol):
     @property
     def responses(self) -> Responses:
         """What clients may come back to."""
+        ...
+
+    @property
+    def files(self) -> Files:
+        """What clients put here."""
         ...
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> str:

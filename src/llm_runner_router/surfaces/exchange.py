@@ -11,7 +11,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -56,7 +56,7 @@ class Exchange:
 
     __slots__ = (
         *("_send", "asked", "done", "gone", "headers"),
-        *("id", "path", "receive", "scope", "started"),
+        *("id", "path", "receive", "scope", "started", "unread"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +72,8 @@ class Exchange:
         self.done = False
         """All of the response is out."""
         self.gone = False
+        self.unread = False
+        """More of a body that is read in pieces may come."""
         self.receive = receive
         self._send = send
 
@@ -130,9 +132,7 @@ class Exchange:
             UnsupportedMedia: compressed.
             ClientGone
         """
-        encoding = self.headers.get(b"content-encoding", b"identity").lower()
-        if encoding not in (b"identity", b""):
-            raise UnsupportedMedia("compressed request bodies are not read", hint="send it plain")
+        self._check_coding()
         announced = self.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:20]) > limit:
             await self._too_large(limit, more=b"expect" not in self.headers)
@@ -141,6 +141,37 @@ class Exchange:
                 return await self._read(limit)
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
+
+    async def pieces(self, limit: int, seconds: float) -> AsyncGenerator[bytes]:
+        """The request body as it comes, for bodies that are not held in memory.
+
+        After an error, `discard` what is `unread`.
+
+        Raises:
+            TooLarge, BodyTimeout, UnsupportedMedia, ClientGone: as `body`.
+        """
+        self._check_coding()
+        size, self.unread = 0, True
+        until = asyncio.get_running_loop().time() + seconds
+        while self.unread:
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await self.receive()
+            except TimeoutError:
+                raise BodyTimeout(f"the body did not arrive within {seconds:g} s") from None
+            if message["type"] != "http.request":
+                self.unread = False
+                raise ClientGone
+            self.unread = message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise TooLarge(f"the body is over {limit} bytes", hint="send it in parts")
+            yield message.get("body", b"")
+
+    def _check_coding(self) -> None:
+        encoding = self.headers.get(b"content-encoding", b"identity").lower()
+        if encoding not in (b"identity", b""):
+            raise UnsupportedMedia("compressed request bodies are not read", hint="send it plain")
 
     async def _read(self, limit: int) -> bytes:
         parts: list[bytes] = []
@@ -158,7 +189,7 @@ class Exchange:
                 return b"".join((*parts, data)) if parts else data
             parts.append(data)
 
-    async def _too_large(self, limit: int, more: bool) -> None:
+    async def discard(self, more: bool = True) -> None:
         """Let the client finish for a moment, or it would see a reset instead of the answer."""
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
@@ -166,6 +197,9 @@ class Exchange:
                     more = (await self.receive()).get("more_body", False)
         except TimeoutError:
             pass
+
+    async def _too_large(self, limit: int, more: bool) -> None:
+        await self.discard(more)
         raise TooLarge(
             f"the body is over {limit} bytes", hint="raise `server.max_body` in the configuration"
         )

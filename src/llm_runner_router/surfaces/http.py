@@ -56,6 +56,7 @@ from .exchange import (
     readable,
 )
 from .fan import fan
+from .files_routes import FileRoutes
 from .gemini_routes import KEY as GOOGLE
 from .gemini_routes import VERSION, GeminiRoutes, credentials, spoken
 from .gemini_routes import voice as voice_of_google
@@ -100,6 +101,7 @@ class HttpApp:
         self._busy = 0
         self._admin = AdminRoutes(gateway, self.body, shutdown)
         self._responses = ResponseRoutes(gateway, self)
+        self._files = FileRoutes(gateway, self, body_seconds)
         self._gemini = GeminiRoutes(gateway, self)
         self._ollama = OllamaRoutes(gateway, self)
         self._cohere = CohereRoutes(gateway, self)
@@ -175,8 +177,8 @@ class HttpApp:
         if methods is None and path.startswith("/models/"):
             methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
-            methods = self._responses.find(path) or self._ollama.find(path)
-            methods = methods or self._cohere.find(path)
+            others = (self._responses, self._files, self._ollama, self._cohere)
+            methods = next((found for one in others if (found := one.find(path))), None)
         if methods is None:
             raise self._no_route(path)
         return _by_method(methods, exchange)
@@ -193,6 +195,7 @@ class HttpApp:
             self._routes,
             self._one_model,
             self._responses.table,
+            self._files.table,
             self._gemini.table,
             self._ollama.table,
         )

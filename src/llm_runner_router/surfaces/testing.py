@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from llm_runner_router import config
 from llm_runner_router.errors import BadRequest, NotFound, UnknownModel
 from llm_runner_router.policy.auth import Key, Keys
+from llm_runner_router.policy.files import Files
 from llm_runner_router.policy.stored import Responses
 from llm_runner_router.types import (
     Call,
@@ -116,6 +118,7 @@ class FakeGateway:
         self._notes = notes
         self._shelf = FakeShelf()
         self.responses = Responses(responses, keep=3600, limit=1 << 20)
+        self.files = Files(None, config.Files())
 
     # ------------------------------------------------------------ Gateway
 
