@@ -58,6 +58,15 @@ def test_embedding_has_a_bounded_length() -> None:
     found = fit.place(EIGHT_B, fit.Wanted(slots=4, context=None, budget=64 * GIB, embed=True))
     assert found.context == fit.EMBED_CONTEXT
     assert found.prompt_cache == found.memory.prompts == 0
+    assert found.slots == 1, "keys and values of four such texts would take 4 GiB"
+
+
+def test_texts_that_are_embedded_together_have_room_each() -> None:
+    wanted = fit.Wanted(slots=4, context=512, budget=64 * GIB, embed=True)
+    found = fit.place(EIGHT_B, wanted)
+    assert (found.slots, found.memory.cache) == (4, 4 * fit.kv_bytes(EIGHT_B, 512))
+    encoder = msgspec.structs.replace(EIGHT_B, architecture="nomic-bert", task="embed")
+    assert fit.place(encoder, wanted).memory.cache == fit.kv_bytes(EIGHT_B, 512)
 
 
 def test_the_estimate_grows_with_everything() -> None:

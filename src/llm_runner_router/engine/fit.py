@@ -39,6 +39,8 @@ LEAST_CONTEXT = 4096
 """The context is not cut below this to save memory, if the model has it."""
 EMBED_CONTEXT = 8192
 """Longest text to embed when nothing is configured: its work buffers grow with it."""
+EMBED_CACHE = 256 << 20
+"""Bytes of keys and values for texts that are embedded at the same time."""
 UBATCH = 512
 """Tokens computed at a time; sets the size of the work buffers."""
 CHUNK = 256
@@ -291,7 +293,8 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
             peak=max(0, info.bytes - tensors),
         )
         if wanted.embed:
-            cache, work = kv_bytes(info, tokens), work_bytes(info, tokens, ubatch=tokens)
+            texts = 1 if info.encoder else slots
+            cache, work = kv_bytes(info, tokens) * texts, work_bytes(info, tokens, ubatch=tokens)
             return replace(memory, cache=cache, work=work)
         cache = kv_bytes(info, tokens, kv_type) * slots
         work = work_bytes(info, tokens, slots=slots)
@@ -305,6 +308,11 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
         return replace(memory, prompts=_kept(info, tokens, kv_type))
 
     found = settle(info, wanted, count, kv_type=kv_type, mapped=mapped)
+    if wanted.embed and not info.encoder:
+        # Each text has room of its own: what the engine still holds of the last ones made one of
+        # three fail where all shared the room of one.
+        slots = max(1, min(found.slots, EMBED_CACHE // max(1, kv_bytes(info, found.context))))
+        return replace(found, slots=slots, memory=count(found.context, slots))
     if not found.memory.prompts:
         return found
     return replace(found, prompt_cache=prompt_cache(info, found.context, kv_type))

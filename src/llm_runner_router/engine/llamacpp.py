@@ -169,9 +169,10 @@ def parameters(
         wanted |= {
             "embedding": True,
             "pooling_type": {"enum": ["llama_pooling_type", f"LLAMA_POOLING_TYPE_{pooling}"]},
-            # An input is computed in one piece. With one cache for all slots, each may be as long
-            # as the context.
-            "n_ctx": placement.context,
+            # An input is computed in one piece, which `n_batch` bounds; there is room for as many
+            # as there are slots, so that what the engine still holds of the last ones is in
+            # nobody's way. Encoders hold nothing.
+            "n_ctx": placement.context * (1 if model.info.encoder else placement.slots),
             "kv_unified": True,
             "n_batch": placement.context,
             "n_ubatch": placement.context,

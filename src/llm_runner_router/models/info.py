@@ -31,6 +31,10 @@ PARTS: Final[dict[str, tuple[str, str]]] = {
 """What a file may be that goes with a model: what to call it, and what to do with it."""
 
 
+ENCODERS: Final = ("bert", "embedding", "t5encoder")
+"""What the names of architectures have in them that read a text whole and keep nothing of it."""
+
+
 class ModelInfo(Struct, frozen=True):
     """Facts from a file's header. Zero or empty where the file does not say."""
 
@@ -79,6 +83,11 @@ class ModelInfo(Struct, frozen=True):
     """What the file is where it is no model by itself: one of `PARTS`."""
     notes: tuple[str, ...] = ()
     """What is unusual and an engine or a converter should know, in words."""
+
+    @property
+    def encoder(self) -> bool:
+        """It reads a text whole, without keys and values that stay."""
+        return any(word in self.architecture for word in ENCODERS)
 
 
 class Adapter(Struct, frozen=True):

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from llm_runner_router.models.checkpoint import Checkpoint, Weight
-from llm_runner_router.models.info import PARTS, ModelInfo
+from llm_runner_router.models.info import ENCODERS, PARTS, ModelInfo
 
 from ._files import Bad, Opened, Place, naming
 from ._gguf_header import MAGIC, Header, Skipped, Tensor, Value, bitnet, header_of, open_header
@@ -203,7 +203,6 @@ def _part(fields: dict[str, Value | Skipped], architecture: str) -> str:
 _TOKENIZERS = {"gpt2": "bpe", "llama": "spm", "bert": "wordpiece", "t5": "unigram"}
 POOLINGS: Final = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """`pooling_type`, as llama.cpp numbers it."""
-_ENCODERS = ("bert", "embedding", "t5encoder")
 
 
 def _tokenizer(fields: dict[str, Value | Skipped]) -> str:
@@ -220,7 +219,7 @@ def _task(
     pooling = _pooling(fields, architecture)
     if pooling == "rank":
         return "rerank"
-    encoder = any(word in architecture for word in _ENCODERS)
+    encoder = any(word in architecture for word in ENCODERS)
     return "embed" if encoder or pooling else "generate"
 
 
