@@ -15,6 +15,9 @@ from .errors import BadRequest, RunnerError, UnknownModel
 from .home import Home
 
 if TYPE_CHECKING:  # a gateway that nobody asks to change the store does without all of it
+    from pathlib import Path
+
+    from .convert.cache import Freed
     from .models.blobs import Store
     from .models.download import Watch
     from .models.manifest import Stored
@@ -123,20 +126,38 @@ class AppStore:
             store.copy(self._known(source).name, destination)
 
     def _delete(self, name: str) -> None:
-        from .convert.cache import forget, prune
         from .models.discard import remove
         from .models.hubcache import HubCache, folder
 
         store = self._store()
         stored = self._known(name)
-        try:
-            path = store.path_of(stored)
-        except RunnerError:
-            path = None
+        path = opened_at(stored.name, store)
         remove(stored.name, store, HubCache(folder(self._environ)))
-        if path is not None:
-            forget(self._home, path)
-        prune(self._home, quick=True)
+        forget_made(path, store, self._home)
+
+
+def opened_at(name: str, store: Store) -> Path | None:
+    """What an engine opens for a name of the store; None where there is no such name or file."""
+    try:
+        stored = store.get(name)
+        return None if stored is None else store.path_of(stored)
+    except RunnerError:
+        return None
+
+
+def forget_made(path: Path | None, store: Store, home: Home) -> Freed:
+    """Delete the conversions of a model that was removed, and those whose source is gone.
+
+    Args:
+        path: what an engine opened for it; what was made of it stays if a name still means it.
+    """
+    from .convert.cache import Freed, forget, prune
+
+    if path is not None and any(opened_at(name, store) == path for name in store.names()):
+        return Freed()
+    mine = Freed() if path is None else forget(home, path)
+    rest = prune(home, quick=True)
+    return Freed(mine.conversions + rest.conversions, mine.bytes + rest.bytes)
 
 
 def _spellings(name: str) -> tuple[str, ...]:

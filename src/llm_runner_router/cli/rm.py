@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from llm_runner_router.app_store import forget_made, opened_at
 from llm_runner_router.errors import RunnerError, UnknownModel
 from llm_runner_router.home import find
 from llm_runner_router.models.blobs import Store
@@ -17,10 +16,7 @@ from llm_runner_router.units import format_size
 
 from . import output
 from .group import Verb
-from .stored import changing, locate_other, opened, opened_at, plural, stored_name
-
-if TYPE_CHECKING:
-    from llm_runner_router.convert.cache import Freed
+from .stored import changing, locate_other, opened, plural, stored_name
 
 
 @click.command("rm", cls=Verb)
@@ -53,25 +49,13 @@ def command(models: tuple[str, ...]) -> int:
             output.note("error", exc.message)
             output.note("hint", exc.hint or "")
             continue
-        made = _conversions(path, store)
+        made = forget_made(path, store, find(os.environ))
         freed = format_size(gone.bytes + made.bytes)
         what = output.line(model) + (
             f" and {plural(made.conversions, 'conversion')} of it" if made.conversions else ""
         )
         print(f"removed {what}, {freed} freed{_tail(gone, store)}")
     return failed
-
-
-def _conversions(path: Path | None, store: Store) -> Freed:
-    """Delete what was made of the model that was opened at `path`, unless a name still opens it."""
-    from llm_runner_router.convert.cache import Freed, forget, prune
-
-    home = find(os.environ)
-    if path is not None and any(opened_at(name, store) == path for name in store.names()):
-        return Freed()
-    mine = Freed() if path is None else forget(home, path)
-    rest = prune(home, quick=True)
-    return Freed(mine.conversions + rest.conversions, mine.bytes + rest.bytes)
 
 
 def _tail(gone: Removed, store: Store) -> str:

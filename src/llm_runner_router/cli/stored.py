@@ -37,15 +37,6 @@ def changing(store: Store) -> Iterator[None]:
         raise unwritable(exc, store.path) from exc
 
 
-def opened_at(name: str, store: Store) -> Path | None:
-    """What an engine opens for a name of the store; None where there is no such name or file."""
-    try:
-        stored = store.get(name)
-        return None if stored is None else store.path_of(stored)
-    except RunnerError:
-        return None
-
-
 def plural(count: int, word: str) -> str:
     """`1 file`, `2 files`."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
