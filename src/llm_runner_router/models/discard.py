@@ -81,7 +81,7 @@ def remove(name: str, store: Store, hub: HubCache) -> Removed:
     places = {f.place: branch for f in (*stored.files, *stored.former) if f.place and f.ours}
     try:
         with store.collecting():
-            more, waits = _free(places, store, hub)
+            _, more, waits = _free(places, store, hub)
             return Removed(stored, freed + more, waits)
     except Unavailable:
         for place in places:
@@ -109,16 +109,17 @@ def prune(store: Store, hub: HubCache, *, now: float | None = None) -> Pruned:
                 place, branch = _marked(mark)
                 mark.unlink(missing_ok=True)
                 places |= {place: branch} if place else {}
-        freed, _ = _free(places, store, hub)
+        gone, freed, _ = _free(places, store, hub)
         for stored in kept:
             if stored.former:
                 store.settle(stored.name)
         files, size = hub.prune(now - KEEP_PARTIAL)
-    return Pruned(mine.files + len(places) + files, mine.bytes + freed + size)
+    return Pruned(mine.files + gone + files, mine.bytes + freed + size)
 
 
-def _free(places: Mapping[str, str], store: Store, hub: HubCache) -> tuple[int, bool]:
-    """Delete files of Hugging Face's cache that nobody needs: bytes, and whether some must wait.
+def _free(places: Mapping[str, str], store: Store, hub: HubCache) -> tuple[int, int, bool]:
+    """Delete files of Hugging Face's cache that nobody needs: how many went, bytes that are free by
+    that, and whether some must wait.
 
     Args:
         places: paths, and the branch for which each came.
@@ -126,19 +127,21 @@ def _free(places: Mapping[str, str], store: Store, hub: HubCache) -> tuple[int, 
     kept = store.all()
     needed = {file.place for other in kept for file in other.files}
     own = {_branch(other, hub) for other in kept}
-    freed, waits = 0, False
+    files, freed, waits = 0, 0, False
     for place, branch in places.items():
         path = Path(place)
         repo, others = hub.repo_of(path), hub.branches(path) - {branch}
         if place in needed or any((repo, other) not in own for other in others):
             continue
+        there = os.path.lexists(path)
         try:
             freed += hub.remove(path)
+            files += there
         except (OSError, Unavailable):
             waits = True
             with suppress(OSError):
                 remember(store, place, branch, due=True)
-    return freed, waits
+    return files, freed, waits
 
 
 def _branch(stored: Stored, hub: HubCache) -> tuple[str, str]:
