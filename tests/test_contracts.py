@@ -84,6 +84,8 @@ from llm_runner_router.types import (
             Ref("provider", "meta-llama/llama-3.1-8b:free", provider="openrouter"),
         ),
         ("tiny", Ref("name", "tiny")),
+        ("tiny.gguf.gz", Ref("file", "tiny.gguf.gz")),
+        ("tiny.tgz", Ref("file", "tiny.tgz")),
         ("  tiny  ", Ref("name", "tiny")),
     ],
 )

@@ -30,7 +30,10 @@ Kind = Literal["zoo", "file", "hf", "ollama", "url", "s3", "provider", "name"]
 REMOTE: frozenset[Kind] = frozenset({"hf", "ollama", "url", "s3"})
 """Kinds that `llmrr pull` can bring to this machine."""
 
-_FILE_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".json")
+_FILE_SUFFIXES = (
+    *(".gguf", ".safetensors", ".onnx", ".bin", ".pt", ".pth", ".json"),
+    *(".zip", ".tar", ".tgz", ".txz", ".gz", ".xz", ".bz2", ".zst"),
+)
 _HF = re.compile(r"([^/:@#]+/[^/:@#]+)(?:@([^:#]+))?(?:#([^:@#]+)|:([^:#]+))?")
 _HF_PAGE = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/:@#?]+/[^/:@#?]+)"

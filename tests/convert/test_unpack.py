@@ -15,11 +15,14 @@ from types import SimpleNamespace
 import pytest
 from tests.models.formats.packing import GGUF, WEIGHTS, hostile, hub, tarred, zipped
 
+from llm_runner_router.cli import main
 from llm_runner_router.convert import unpack
 from llm_runner_router.convert.run import convert, kind_of, steps_for
 from llm_runner_router.errors import EngineError, ModelFileError, RunnerError
 from llm_runner_router.models.detect import describe, detect
 from llm_runner_router.testing import damaged
+
+from . import adapters
 
 HOSTILE = hostile()
 PACKED: dict[str, Callable[[], bytes]] = {
@@ -86,6 +89,34 @@ def test_it_goes_on_to_other_kinds(tmp_path: Path) -> None:
     source.write_bytes(PACKED["f.zip"]())
     steps = [(step.have, step.want) for step in steps_for(source, "gguf")]
     assert steps == [("packed-safetensors", "safetensors"), ("safetensors", "gguf")]
+
+
+def test_what_is_made_of_it_has_its_name(tmp_path: Path) -> None:
+    model = Path(__file__).parents[2] / "zoo" / "models" / "tiny-math"
+    source = tmp_path / "mine.tar.gz"
+    source.write_bytes(gzip.compress(tarred({p.name: p.read_bytes() for p in model.iterdir()}), 1))
+    convert(source, tmp_path / "out.gguf", "gguf")
+    assert describe(tmp_path / "out.gguf").name == "mine"
+
+
+def test_an_adapter_is_told_and_becomes_one_for_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(__file__).parents[2] / "zoo" / "models" / "tiny-math"
+    folder = adapters.make(base, tmp_path / "sea", only=("q_proj",))
+    source = tmp_path / "sea.tgz"
+    parts = {f"sea/{p.name}": p.read_bytes() for p in folder.iterdir()}
+    source.write_bytes(gzip.compress(tarred(parts)))
+    assert describe(source).part == "adapter"
+    for packed in (source, folder):
+        target = tmp_path / f"from-{packed.name}.gguf"
+        assert main(["convert", str(packed), str(target), "--base", str(base)]) == 0
+    assert (tmp_path / "from-sea.tgz.gguf").read_bytes() == (
+        tmp_path / "from-sea.gguf"
+    ).read_bytes()
+    capsys.readouterr()
+    assert main(["convert", str(source), "--to", "peft", str(tmp_path / "out")]) == 0
+    assert content(tmp_path / "out") == content(folder)
 
 
 def test_a_file_of_pytorch_stays_one(tmp_path: Path) -> None:

@@ -72,18 +72,22 @@ def command(  # noqa: PLR0913 - one per option
     """
     from llm_runner_router.convert import run
     from llm_runner_router.convert.base import Options
+    from llm_runner_router.convert.plan import PACKED
 
     path = _source(source)
     want = want or _kind_named(target)
     have = run.kind_of(path)
-    if have == "peft" and want == "gguf":
+    is_adapter = have.removeprefix(PACKED) == "peft"
+    if is_adapter and want == "gguf":
         want = "gguf-adapter"
     steps = run.steps_for(path, want, have=have)
     target = target or _beside(source, path, want, "" if have in KEPT else type_)
     if only_plan:
         _show(path, have, want, steps)
         return 0
-    asked = _base(base, have, path)
+    if base is not None and not is_adapter:
+        raise BadRequest(f"`--base` is for adapters, and `{path}` is none", param="base")
+    asked = _base(base, path) if want == "gguf-adapter" else ""
     options = Options(type=type_.lower(), eps=eps, context=context, base=asked)
     result = asyncio.run(_convert(path, target, want, options, force))
     output.dim(f"{result.have} → {result.want}")
@@ -106,16 +110,12 @@ def _source(source: str) -> Path:
     return resolve(parse(source), part=None).path
 
 
-def _base(base: str | None, have: str, path: Path) -> str:
-    """What is to be known of the model that an adapter was made for; empty for a model.
+def _base(base: str | None, path: Path) -> str:
+    """What is to be known of the model that the adapter at `path` was made for.
 
     Raises:
         RunnerError: it is not said, or there is no such model.
     """
-    if have != "peft":
-        if base is not None:
-            raise BadRequest(f"`--base` is for adapters, and `{path}` is none", param="base")
-        return ""
     if base is None:
         raise BadRequest(
             f"`{path}` is a LoRA adapter, and it is not said for which model",

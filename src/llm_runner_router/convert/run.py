@@ -31,6 +31,13 @@ from .plan import FILES, PACKED, Step, disk, plan
 
 ROOM: Final = 64 * 1024 * 1024
 """Bytes that stay free besides the estimate: headers, and what others write meanwhile."""
+_ENDS: Final = (
+    *(".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx"),
+    *(".zip", ".tar", ".tgz", ".txz", ".gz", ".xz", ".bz2", ".zst"),
+)
+"""Endings that are no part of a model's name."""
+LONG: Final = 50
+"""Characters of it: four bytes each and an ending are no more than a file's name may have."""
 DRAFT: Final = ".converting"
 """Ending of the folder in which a conversion works; with `.lock` behind it, of its owner's lock."""
 
@@ -157,12 +164,13 @@ def convert(
     except OSError as exc:
         raise _disk(target.parent, exc) from exc
     with _drafting(target) as draft:
-        last = source
+        last, name = source, _called(source)
         works = [(s.have, s.want, pick(s.converter, among)) for s in steps]
         if mix:
             works.append((want, want, _quantise))
         for number, (before, after, work) in enumerate(works, 1):
-            place = draft / f"{number}{'.gguf' if after in FILES else ''}"
+            place = draft / str(number) / f"{name}{'.gguf' if after in FILES else ''}"
+            place.parent.mkdir()
             now = Progress(number, len(works), before, after, 0, 0)
             work(last, place, options, _ticking(now, report, cancelled))
             if number > 1:
@@ -171,6 +179,17 @@ def convert(
         if overwrite or not target.exists():  # another may have been quicker with the same
             _put(last, target, draft)
     return Result(target, have, want, size_of(target))
+
+
+def _called(source: Path) -> str:
+    """A model's name by that of its file or folder, which converters write down.
+
+    Steps on the way have it too: the second one would else take the name of a draft.
+    """
+    name = source.absolute().name
+    while not source.is_dir() and name.lower().endswith(_ENDS):
+        name = name[: name.rindex(".")]
+    return name[:LONG] or "model"
 
 
 def _ticking(now: Progress, report: Report, cancelled: Callable[[], bool]) -> Tick:

@@ -103,6 +103,8 @@ def describe(path: Path) -> ModelInfo:
     with naming(path):
         size = path.stat().st_size
     info = found.info or ModelInfo(format="packed", architecture="unknown")
+    if found.kind == "peft":
+        info = replace(info, part="adapter")
     what = f"{found.container.words}, with {_words(found.kind)} inside"
     more = "" if found.whole or not found.container.kind else ", as far as its first bytes tell"
     note = f"it is {what}{more}; it is unpacked once, when it is first loaded or converted"
