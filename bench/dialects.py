@@ -64,6 +64,7 @@ WAYS = (
     Way("OpenAI responses", lambda model, stream: "/v1/responses", _responses),
     Way("Anthropic", lambda model, stream: "/v1/messages", _chat),
     Way("Gemini", _content, _gemini),
+    Way("Cohere", lambda model, stream: "/v2/chat", _chat),
     Way("Ollama", lambda model, stream: "/api/chat", _chat),
 )
 

@@ -57,6 +57,8 @@ class Probe(Struct, frozen=True):
     request: Request
     arrived: Callable[[Seen], bool]
     script: tuple[Delta, ...] = TALKS
+    untold: dict[str, str] = {}
+    """Dialects whose answers do not say all of it, and what they leave out."""
 
 
 class Outcome(Struct, frozen=True):
@@ -120,8 +122,9 @@ PROBES: dict[str, Probe] = {
     "log-probabilities": told(
         (msgspec.structs.replace(TALKS[0], logprobs=LOGPROBS), TALKS[1]),
         lambda seen: seen.asked.sampling.logprobs and bool(seen.answer.choices[0].logprobs),
-        sampling=Sampling(max_tokens=64, logprobs=True, top_logprobs=1),
+        sampling=Sampling(max_tokens=64, logprobs=True),
     ),
+    "likely other tokens": drawn(logprobs=True, top_logprobs=1),
     "several choices": told(
         (*TALKS, Delta(index=1, text="Hey"), Delta(index=1, finish="stop", usage=Usage(9, 8))),
         lambda seen: len(seen.answer.choices) == 2,
@@ -162,9 +165,11 @@ PROBES: dict[str, Probe] = {
         _thought,
         reasoning=Reasoning("high", shown=True),
     ),
-    "kinds of tokens": told(
-        (TALKS[0], Delta(finish="stop", usage=Usage(9, 8, cached_tokens=4, reasoning_tokens=3))),
+    "kinds of tokens": Probe(
+        asked(),
         _spent,
+        (TALKS[0], Delta(finish="stop", usage=Usage(9, 8, cached_tokens=4, reasoning_tokens=3))),
+        untold={"Cohere": "Cohere's dialect counts cached tokens, but not those of thoughts"},
     ),
     "service tier": Probe(
         asked(service_tier="flex"), lambda seen: seen.asked.service_tier == "flex"
@@ -180,6 +185,9 @@ PROBES: dict[str, Probe] = {
 async def probe(feature: str, way_in: str, way_out: str) -> Outcome:
     """What becomes of `feature` for a client of `way_in` with an upstream of `way_out`."""
     tried = PROBES[feature]
+    for dialect in (way_in, way_out):
+        if dialect in tried.untold:
+            return Outcome("unsaid", tried.untold[dialect])
     async with pair(way_in, way_out, tried.script) as through:
         try:
             seen = await through.ask(tried.request)

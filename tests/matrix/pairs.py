@@ -31,6 +31,7 @@ DIALECTS = {
     "OpenAI responses": ("openai-responses", "/v1"),
     "Anthropic": ("anthropic", "/v1"),
     "Gemini": ("google", "/v1beta"),
+    "Cohere": ("cohere", "/v2"),
 }
 """Name to a host that speaks it, and where its routes are below a server of ours."""
 MODEL = "m"

@@ -32,7 +32,7 @@ calls of functions, usage, reasons to stop and errors go both ways between all o
   **emulated**: the upstream does not have it, and something that it has does nearly the same.
 - **dropped**: the upstream does not have it; the answer says so in `x-llmrr-fidelity`, and
   `strict: true` refuses instead. **refused**: the request fails with the reason.
-- **–**: clients of this dialect have no word for it.
+- **–**: clients of this dialect have no word for it, or answers of one of the two do not tell it.
 
 Each table is for the clients of one dialect; columns are dialects of upstreams. Clients of Ollama's
 API are translated in the same way ([guide](../how-to/ollama-clients.md)).

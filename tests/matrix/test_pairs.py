@@ -128,7 +128,11 @@ async def test_one_function_or_none(way_in: str, way_out: str) -> None:
     async with pair(way_in, way_out, TALKS) as through:
         one = await through.ask(ask(tools=(ADD, SUB), tool_choice="function:sub"))
         none = await through.ask(ask(tools=(ADD,), tool_choice="none"))
-    assert one.asked.tool_choice == "function:sub"
+    if "Cohere" in (way_in, way_out):  # it can say no name, so it is shown no other function
+        assert [tool.name for tool in one.asked.tools] == ["sub"]
+        assert one.asked.tool_choice == "required"
+    else:
+        assert one.asked.tool_choice == "function:sub"
     assert none.asked.tool_choice == "none"
 
 

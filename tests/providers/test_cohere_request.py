@@ -317,12 +317,9 @@ def test_a_choice_of_tools() -> None:
             {"type": "enabled", "token_budget": 2048},
             {"reasoning_effort": "translated"},
         ),
-        (Reasoning("high"), {"type": "enabled"}, {"reasoning_effort": "translated"}),
-        (
-            Reasoning(budget=9, shown=False),
-            {"type": "enabled", "token_budget": 9},
-            {"reasoning.shown": "dropped"},
-        ),
+        (Reasoning("high"), {"type": "enabled"}, {}),
+        (Reasoning("max"), {"type": "enabled"}, {"reasoning_effort": "translated"}),
+        (Reasoning(budget=9, shown=False), {"type": "enabled", "token_budget": 9}, {}),
     ],
 )
 def test_thinking(wanted: Reasoning, told: dict[str, Any], fates: dict[str, str]) -> None:

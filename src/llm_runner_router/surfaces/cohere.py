@@ -244,7 +244,9 @@ def _reasoning(wanted: _Thinking | None) -> Reasoning | None:
             param="thinking.type",
         )
     limit("thinking.token_budget", wanted.token_budget, 1)
-    return Reasoning(budget=wanted.token_budget, shown=True)
+    # Cohere's endpoint for OpenAI's format calls thoughts without a limit `high`.
+    effort = "high" if wanted.token_budget is None else None
+    return Reasoning(effort, wanted.token_budget, shown=True)
 
 
 # ---------------------------------------------------------------- answers

@@ -26,16 +26,15 @@ class CohereRoutes:
     def __init__(self, gateway: Gateway, host: Host) -> None:
         self._gateway = gateway
         self._host = host
-        self._routes: dict[str, Handler] = {
-            "/v2/chat": self._chat,
-            "/v2/embed": self._embed,
-            "/v2/rerank": self._rerank,
+        self.table: dict[str, dict[str, Handler]] = {
+            "/v2/chat": {"POST": self._chat},
+            "/v2/embed": {"POST": self._embed},
+            "/v2/rerank": {"POST": self._rerank},
         }
 
     def find(self, path: str) -> dict[str, Handler] | None:
         """The handlers by method for `path`; None if it is not one of these."""
-        handler = self._routes.get(path)
-        return None if handler is None else {"POST": handler}
+        return self.table.get(path)
 
     async def _chat(self, exchange: Exchange, caller: str) -> None:
         with self._host.room():

@@ -198,6 +198,7 @@ class HttpApp:
             self._files.table,
             self._gemini.table,
             self._ollama.table,
+            self._cohere.table,
         )
 
     def _no_route(self, path: str) -> NotFound:

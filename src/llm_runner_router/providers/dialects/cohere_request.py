@@ -53,7 +53,8 @@ _SEEDS = 2**63
 _RANGES = (("top_p", "p", 0.01, 0.99), ("top_k", "k", 0, _MOST_K))
 _PENALTIES = ("frequency_penalty", "presence_penalty")
 _BUDGETS = {"minimal": 512, "low": 2048, "medium": 8192}
-"""Tokens to think for an effort; there is a switch and a budget. A higher effort has no limit."""
+"""Tokens to think for an effort: there is a switch and a budget. `high` is the switch alone, as at
+Cohere's own endpoint for OpenAI's format; a higher effort has no limit either."""
 _TASKS = {
     "RETRIEVAL_QUERY": "search_query",
     "QUESTION_ANSWERING": "search_query",
@@ -415,15 +416,14 @@ def _thinking(wanted: Reasoning, fields: dict[str, Any], receipt: Receipt) -> No
         return
     told: dict[str, Any] = {"type": "enabled"}
     budget = wanted.budget
-    if budget is None and wanted.effort is not None:
-        budget = _BUDGETS.get(wanted.effort)
+    if budget is None and wanted.effort not in (None, "high"):
+        budget = _BUDGETS.get(wanted.effort or "")
         limit = "without a limit" if budget is None else f"up to {budget} tokens of thought"
         receipt.translated("reasoning_effort", limit)
     if budget is not None:
         told["token_budget"] = budget
+    # Who does not want to see thoughts is not shown them (`surfaces`); there they always come.
     fields["thinking"] = told
-    if wanted.shown is False:
-        receipt.dropped("reasoning.shown", "thoughts are part of every answer there")
 
 
 # ---------------------------------------------------------------- embeddings
