@@ -10,7 +10,7 @@ import pytest
 
 from llm_runner_router.app import App
 from llm_runner_router.app_tree import AUTOS, LISTED
-from llm_runner_router.config import Auto, Config, Node, Provider
+from llm_runner_router.config import Adopt, Auto, Config, Node, Provider
 from llm_runner_router.errors import ConfigError, RunnerError, UnknownModel, Unsupported
 from llm_runner_router.models.blobs import Store
 from llm_runner_router.models.discard import prune
@@ -67,6 +67,15 @@ def test_a_name_whose_file_is_gone_means_what_is_there_now(tmp_path: Path) -> No
     assert after is not before
     assert made.target("m") is after
     assert made.local("m").path.name == other.name
+
+
+def test_a_server_that_is_adopted_has_no_file_to_lose() -> None:
+    """Made anew for each request, it would be another model each time, and be started again."""
+    adopt = Adopt(url="http://127.0.0.1:9/v1", api_key="${KEY}")
+    made = app({"m": Node(adopt=adopt)}, {"KEY": "secret"})
+    assert made.target("m") is made.target("m")
+    assert made.local("m") is made.local("m")
+    assert made.embedder("m") is not None
 
 
 def test_every_spelling_of_auto_chooses() -> None:

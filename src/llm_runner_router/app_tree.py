@@ -20,6 +20,7 @@ from . import refs
 from .config import Auto as AutoSettings
 from .config import Config, Node, Objective
 from .config_check import adapted
+from .engine.adopted import NOWHERE
 from .errors import BadRequest, ConfigError, RunnerError, UnknownModel, Unsupported
 from .models.info import LocalModel
 from .strategies.auto import Auto, Choice, Classify
@@ -312,7 +313,8 @@ class Tree:
 
 def _gone(entry: Entry) -> bool:
     """Whether the file behind it was removed: its name may mean another one by now."""
-    return entry.model is not None and not entry.model.path.exists()
+    model = entry.model
+    return model is not None and model.path != NOWHERE and not model.path.exists()
 
 
 def _bare(names: Sequence[str]) -> list[str]:
