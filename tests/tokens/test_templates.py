@@ -15,7 +15,7 @@ import psutil
 import pytest
 from msgspec import Raw
 
-from llm_runner_router.errors import BadRequest, ModelFileError, RunnerError
+from llm_runner_router.errors import BadRequest, ModelFileError, RunnerError, Unsupported
 from llm_runner_router.tokens.counting import count_messages, prompt_ids
 from llm_runner_router.tokens.load import load
 from llm_runner_router.tokens.templates import (
@@ -168,6 +168,21 @@ def test_arguments_as_text_where_a_template_joins_them(renderer: Renderer) -> No
     assert tokenizer.decode(ids) == 'A{"a":1,"b":"ü"}'
     with pytest.raises(BadRequest, match="never"):
         prompt_ids(tokenizer, "{{ raise_exception('never') }}", talk, tools, renderer=renderer)
+
+
+def test_more_than_words_is_no_fault_of_a_template_that_joins_them(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    template = "{% for m in messages %}{{ 'A' + m.content }}{% endfor %}"
+    path = making.write_model(tmp_path / "a.gguf", making.byte_pairs(size=300), template=template)
+    tokenizer = load(path)
+    picture = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
+    with pytest.raises(Unsupported, match="words alone") as caught:
+        count_messages(tokenizer, template, picture, renderer=renderer)
+    assert caught.value.param == "messages"
+    words = [{"role": "user", "content": "a"}]
+    with pytest.raises(ModelFileError, match="template cannot be used"):
+        count_messages(tokenizer, "{{ 'A' + 1 }}", words, renderer=renderer)
 
 
 def test_conversations_become_what_templates_expect() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from llm_runner_router.errors import RunnerError
+from llm_runner_router.errors import RunnerError, Unsupported
 
 from .base import Tokenizer
 from .templates import Renderer, as_text
@@ -37,6 +37,7 @@ def prompt_ids(
 
     Raises:
         BadRequest, ModelFileError: as `Renderer.render`.
+        Unsupported: a message is more than text, and the template joins texts.
     """
     bos = "" if tokenizer.bos is None else tokenizer.piece(tokenizer.bos).decode("utf-8", "replace")
     eos = "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos).decode("utf-8", "replace")
@@ -61,6 +62,14 @@ def prompt_ids(
                 raise
     else:
         assert first is not None, "there is always one way"
+        mixed = any(isinstance(message.get("content"), list) for message in messages)
+        if mixed and first.code == "template_failed":
+            # Not the file's fault: it joins texts, and was given lists of parts.
+            raise Unsupported(
+                "the model's chat template takes words alone, and the conversation has more",
+                param="messages",
+                hint="leave pictures, sound and the like out, or ask a model that takes them",
+            ) from first
         raise first
     around = tokenizer.encode("", add_bos=None)
     if bos and tokenizer.bos in around[:1]:
