@@ -104,9 +104,9 @@ class Exchange:
         Raises:
             BadRequest: not a positive number.
         """
-        value = self.text(b"x-llmrr-timeout")
-        if value is None:
+        if b"x-llmrr-timeout" not in self.headers:
             return None
+        value = self.text(b"x-llmrr-timeout") or ""
         try:
             seconds = float(value)
         except ValueError:
@@ -240,6 +240,11 @@ class Exchange:
         ]
         await self.start(status, head)
         await self.end(data)
+
+    async def empty(self) -> None:
+        """Say that it is done, which needs no body."""
+        await self.start(200, [(b"content-length", b"0")])
+        await self.end()
 
     async def fail(
         self, exc: RunnerError, write: Callable[[RunnerError], bytes], trace: Trace | None = None

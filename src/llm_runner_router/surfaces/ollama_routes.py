@@ -270,7 +270,7 @@ class OllamaRoutes:
         source = self._stored(asked.source)
         destination = asked.destination.removesuffix(":latest")
         await self._gateway.admin.shelf.copy(source, destination)
-        await exchange.json(200, b"")
+        await exchange.empty()
 
     async def _create(self, exchange: Exchange, caller: str) -> None:
         asked = parse(_create, await self._host.body(exchange))
@@ -304,7 +304,7 @@ class OllamaRoutes:
         except RunnerError:
             pass  # it cannot be used, which is a reason to delete it
         await self._gateway.admin.shelf.delete(name)
-        await exchange.json(200, b"")
+        await exchange.empty()
 
     async def _blob(self, exchange: Exchange, caller: str) -> None:
         raise Unsupported(
