@@ -16,7 +16,7 @@ import msgspec
 from llm_runner_router import __version__
 
 from . import apis
-from .operation import Api, Operation, Parameter
+from .operation import NDJSON, SSE, Api, Operation, Parameter
 from .schemas import Schemas
 
 MEANINGS = {
@@ -45,6 +45,10 @@ KEYS: dict[str, dict[str, str]] = {
     "key": {"type": "apiKey", "in": "query", "name": "key",
             "description": "Google's clients may put it there; on their routes alone."},
 }  # fmt: skip
+_STREAMS = {
+    SSE: "Server-sent events, each with JSON as its `data`.",
+    NDJSON: "Lines of JSON.",
+}
 _ABOUT = """\
 Local language models and remote providers behind the APIs that clients already speak.
 
@@ -150,7 +154,8 @@ def _success(one: Operation, schemas: Schemas) -> dict[str, Any]:
     if one.answer is not None:
         content[one.media] = {"schema": schemas.of(one.answer)}
     if one.streams and one.streams not in content:
-        content[one.streams] = {"schema": {"type": "string"}}
+        # OpenAPI 3.1 has no word for what one event or one line is.
+        content[one.streams] = {"schema": {"description": _STREAMS[one.streams]}}
     if content:
         told["content"] = content
     if one.links:
