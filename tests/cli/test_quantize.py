@@ -52,6 +52,13 @@ def test_calibrated_and_measured(llmrr: Run, source: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.gguf", "math-Q8_0.gguf", "text"]
 
 
+def test_a_type_where_the_file_should_be_is_told(llmrr: Run, source: Path) -> None:
+    done = llmrr("quantize", str(source), "q4_k_m")
+    assert done.code == 2
+    assert "is a type, not a file" in done.err
+    assert f"--type q4_k_m {source}" in done.err
+
+
 def test_dynamic_says_why(llmrr: Run, source: Path) -> None:
     done = llmrr("quantize", str(source))
     # So small a model fits anywhere at eight bits, which it has.

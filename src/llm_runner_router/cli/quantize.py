@@ -59,6 +59,7 @@ def command(source: str, target: Path | None, mix: str, **options: Any) -> int:
     from llm_runner_router.convert.quantize import quantize
     from llm_runner_router.engine.devices import look
 
+    _check_target(source, target)
     path = _source(source)
     threads = options["threads"] or look().cores
     if mix.lower() == "dynamic":
@@ -81,6 +82,21 @@ def command(source: str, target: Path | None, mix: str, **options: Any) -> int:
         return 0
     _show(report, before, after, every=options["report"])
     return 0
+
+
+def _check_target(source: str, target: Path | None) -> None:
+    """A type in the place of DST, as other programs have it, is a mistake.
+
+    Raises:
+        UsageError: it is.
+    """
+    from llm_runner_router.convert.mixes import ALIASES, MIXES
+
+    if target is not None and target.name.upper() in {*MIXES, *ALIASES}:
+        raise click.UsageError(
+            f"`{target}` is a type, not a file: `llmrr quantize --type {target.name} {source}`",
+            click.get_current_context(),
+        )
 
 
 def _source(source: str) -> Path:
