@@ -169,7 +169,10 @@ PROBES: dict[str, Probe] = {
         asked(),
         _spent,
         (TALKS[0], Delta(finish="stop", usage=Usage(9, 8, cached_tokens=4, reasoning_tokens=3))),
-        untold={"Cohere": "Cohere's dialect counts cached tokens, but not those of thoughts"},
+        untold={
+            "Cohere": "Cohere's dialect counts cached tokens, but not those of thoughts",
+            "Bedrock": "Bedrock's dialect counts cached tokens, but not those of thoughts",
+        },
     ),
     "service tier": Probe(
         asked(service_tier="flex"), lambda seen: seen.asked.service_tier == "flex"

@@ -32,6 +32,7 @@ DIALECTS = {
     "Anthropic": ("anthropic", "/v1"),
     "Gemini": ("google", "/v1beta"),
     "Cohere": ("cohere", "/v2"),
+    "Bedrock": ("bedrock", ""),
 }
 """Name to a host that speaks it, and where its routes are below a server of ours."""
 MODEL = "m"

@@ -133,7 +133,10 @@ async def test_one_function_or_none(way_in: str, way_out: str) -> None:
         assert one.asked.tool_choice == "required"
     else:
         assert one.asked.tool_choice == "function:sub"
-    assert none.asked.tool_choice == "none"
+    if "Bedrock" in (way_in, way_out):  # it has no word for that: the tools are left out
+        assert (none.asked.tools, none.asked.tool_choice) == ((), None)
+    else:
+        assert none.asked.tool_choice == "none"
 
 
 @every_pair

@@ -27,6 +27,10 @@ EXAMPLES = frozenset({"sk-1234"})
 machine only (`server.admit`), where they let a configuration be tried as it was copied."""
 
 
+SIGNED = b"AWS4-"
+"""How the header of a request begins that an AWS client signed."""
+
+
 class Key:
     """One key and its name. Only a digest is compared; the value is for whoever must show it."""
 
@@ -66,6 +70,15 @@ class Keys:
             for key in self._keys:
                 if key.matches(value):
                     return key.name
+        if headers.get(b"authorization", b"").startswith(SIGNED):
+            # Only who has the secret could check it. The session token beside it is sent as it is,
+            # and may be our key.
+            raise Unauthenticated(
+                "the request is signed with AWS credentials, which cannot be checked here",
+                hint="set AWS_SESSION_TOKEN to this server's key, or AWS_BEARER_TOKEN_BEDROCK where"
+                " the address is https",
+                code="missing_api_key",
+            )
         if not shown:
             raise Unauthenticated(
                 "no API key was sent",
@@ -83,7 +96,7 @@ def _shown(headers: Mapping[bytes, bytes]) -> list[bytes]:
     bearer = headers.get(b"authorization")
     if bearer is not None and bearer[:7].lower() == b"bearer ":
         shown.append(bearer[7:].strip())
-    for name in (b"x-api-key", b"api-key", b"x-goog-api-key"):
+    for name in (b"x-api-key", b"api-key", b"x-goog-api-key", b"x-amz-security-token"):
         value = headers.get(name)
         if value is not None:
             shown.append(value.strip())

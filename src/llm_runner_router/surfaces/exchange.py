@@ -56,7 +56,7 @@ class Exchange:
 
     __slots__ = (
         *("_send", "asked", "done", "gone", "headers"),
-        *("id", "path", "receive", "scope", "started", "unread"),
+        *("id", "marks", "path", "receive", "scope", "started", "unread"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,6 +74,8 @@ class Exchange:
         self.gone = False
         self.unread = False
         """More of a body that is read in pieces may come."""
+        self.marks: Callable[[RunnerError], Headers] | None = None
+        """What the API that is spoken says of an error in headers."""
         self.receive = receive
         self._send = send
 
@@ -250,7 +252,10 @@ class Exchange:
         self, exc: RunnerError, write: Callable[[RunnerError], bytes], trace: Trace | None = None
     ) -> None:
         """Send an error before anything else was sent."""
-        await self.json(exc.status, write(exc), error_headers(exc, trace))
+        head = error_headers(exc, trace)
+        if self.marks is not None:
+            head += self.marks(exc)
+        await self.json(exc.status, write(exc), head)
 
 
 class _Watching:

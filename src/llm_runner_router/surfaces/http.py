@@ -25,6 +25,7 @@ from llm_runner_router.types import Call, ModelCard, Request
 from . import (
     anthropic,
     anthropic_write,
+    bedrock_write,
     cohere_write,
     gemini_write,
     ollama_write,
@@ -39,6 +40,8 @@ from . import (
 )
 from .admin import AdminRoutes
 from .base import Gateway, Reply
+from .bedrock_routes import BedrockRoutes
+from .bedrock_routes import spoken as spoken_by_bedrock
 from .codec import MAX_FALLBACKS
 from .cohere_routes import VERSION as COHERE
 from .cohere_routes import CohereRoutes
@@ -105,6 +108,7 @@ class HttpApp:
         self._gemini = GeminiRoutes(gateway, self)
         self._ollama = OllamaRoutes(gateway, self)
         self._cohere = CohereRoutes(gateway, self)
+        self._bedrock = BedrockRoutes(gateway, self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -134,6 +138,8 @@ class HttpApp:
         if scope["type"] != "http":
             raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
+        if spoken_by_bedrock(exchange.path):
+            exchange.marks = bedrock_write.marks
         try:
             public = self._public.get(exchange.path)
             if public is not None:
@@ -177,7 +183,7 @@ class HttpApp:
         if methods is None and path.startswith("/models/"):
             methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
-            others = (self._responses, self._files, self._ollama, self._cohere)
+            others = (self._responses, self._files, self._ollama, self._cohere, self._bedrock)
             methods = next((found for one in others if (found := one.find(path))), None)
         if methods is None:
             raise self._no_route(path)
@@ -199,6 +205,7 @@ class HttpApp:
             self._gemini.table,
             self._ollama.table,
             self._cohere.table,
+            self._bedrock.table,
         )
 
     def _no_route(self, path: str) -> NotFound:
@@ -437,6 +444,8 @@ def _voice(exchange: Exchange) -> Voice:
         return voice_of_google(exchange)
     if path.startswith(COHERE):
         return cohere_write
+    if spoken_by_bedrock(path):
+        return bedrock_write
     return ollama_write if path.startswith("/api/") else openai_json
 
 

@@ -42,6 +42,8 @@ KEYS: dict[str, dict[str, str]] = {
                 "description": "As Azure's clients send it."},
     "x-goog-api-key": {"type": "apiKey", "in": "header", "name": "x-goog-api-key",
                        "description": "As Google's clients send it."},
+    "x-amz-security-token": {"type": "apiKey", "in": "header", "name": "x-amz-security-token",
+                             "description": "As AWS's clients send their session token."},
     "key": {"type": "apiKey", "in": "query", "name": "key",
             "description": "Google's clients may put it there; on their routes alone."},
 }  # fmt: skip
