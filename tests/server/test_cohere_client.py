@@ -376,6 +376,17 @@ async def test_a_ranking() -> None:
     assert found.id
 
 
+async def test_models() -> None:
+    async with client() as (api, _):
+        listed = await api.models.list()
+        one = await api.models.get(model="a/m:1")
+        with pytest.raises(cohere.NotFoundError, match="nobody") as caught:
+            await api.models.get(model="nobody")
+    assert [model.name for model in listed.models] == ["a/m:1", "e", "r"]
+    assert (one.name, one.endpoints) == ("a/m:1", ["chat"])
+    assert set(caught.value.body) == {"message"}
+
+
 # ---------------------------------------------------------------- failures
 
 

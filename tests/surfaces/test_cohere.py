@@ -14,10 +14,19 @@ from llm_runner_router.errors import BadRequest, StreamBroken, Unsupported, Upst
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.providers.dialects.base import Quirks
 from llm_runner_router.providers.dialects.cohere_request import build_request
-from llm_runner_router.surfaces import cohere, cohere_others
+from llm_runner_router.surfaces import cohere, cohere_others, cohere_write
 from llm_runner_router.surfaces.base import Reply
 from llm_runner_router.testing import a_request, check_surface
-from llm_runner_router.types import Delta, Message, TextPart, ToolCall, ToolCallDelta, Wire
+from llm_runner_router.types import (
+    Capabilities,
+    Delta,
+    Message,
+    ModelCard,
+    TextPart,
+    ToolCall,
+    ToolCallDelta,
+    Wire,
+)
 
 HI = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -307,6 +316,15 @@ async def test_a_relayed_event_of_several_lines() -> None:
     more = Delta(text="a")  # belongs to the event before it
     frames = [one async for one in cohere.encode(stream([delta, more]), request, reply())]
     assert b"".join(frames) == b'event: message-end\ndata: {"type":\ndata: "message-end"}\n\n'
+
+
+def test_models_and_what_they_can() -> None:
+    both = ModelCard("a", True, context=512, capabilities=Capabilities(tools=True, embeddings=True))
+    remote = ModelCard("b", capabilities=Capabilities(embeddings=True))
+    found = json.loads(cohere_write.models([both, remote], 0))["models"]
+    assert [one["endpoints"] for one in found] == [["chat", "embed"], ["embed"]]
+    assert (found[0]["context_length"], found[0]["features"]) == (512, ["tools"])
+    assert json.loads(cohere_write.model(ModelCard("c"), 0))["endpoints"] == ["chat"]
 
 
 def test_errors() -> None:

@@ -1,7 +1,7 @@
 """The routes of Cohere's v2 API: chats, vectors, rankings.
 
-Knows: `/v2/*`. Does not know: how requests and answers are written (`cohere.py`,
-`cohere_others.py`).
+Knows: `/v2/*`, how to tell Cohere's clients. Does not know: how requests and answers are written
+(`cohere.py`, `cohere_others.py`), models as a list (`http.py` has one route for all clients).
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from .exchange import Exchange, answer_headers, fidelity, figures, now, readable
 from .host import Handler, Host
 
 VERSION = "/v2/"
-"""Cohere's clients ask below this."""
+"""Cohere's clients ask below this, but for models."""
+
+
+def spoken(exchange: Exchange) -> bool:
+    """Whether the client is one of Cohere's, whatever it asks for: they all say so."""
+    named = exchange.headers.get(b"x-fern-sdk-name", b"")
+    return exchange.path.startswith(VERSION) or named.startswith(b"cohere")
 
 
 class CohereRoutes:

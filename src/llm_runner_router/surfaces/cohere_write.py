@@ -1,10 +1,11 @@
 """Answers in Cohere's JSON, made from parsed deltas. Pure.
 
-Knows: chats, the events of a stream, errors. Does not know: requests on the wire, sockets.
+Knows: chats, the events of a stream, models, errors. Does not know: requests on the wire, sockets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from msgspec import Raw, Struct
 
 from llm_runner_router.deltas import Answer, Choice
 from llm_runner_router.errors import RunnerError
-from llm_runner_router.types import Delta, Finish, Request, ToolCallDelta, Usage
+from llm_runner_router.types import Delta, Finish, ModelCard, Request, ToolCallDelta, Usage
 
 from .base import Reply
 from .codec import check_finished
@@ -285,3 +286,32 @@ def _content(choice: Choice) -> list[dict[str, Any]]:
     if text or not choice.tool_calls:
         content.append({"type": "text", "text": text})
     return content
+
+
+# ---------------------------------------------------------------- models
+
+
+def model(card: ModelCard, created: int) -> bytes:
+    """One model."""
+    return _encode(_model(card))
+
+
+def models(cards: Sequence[ModelCard], created: int) -> bytes:
+    """All models, on one page."""
+    return _encode({"models": [_model(card) for card in cards]})
+
+
+def _model(card: ModelCard) -> dict[str, Any]:
+    can = card.capabilities
+    embeds = ["embed"] if can.embeddings else []
+    # A provider's model that embeds does nothing else; one that runs here may do both.
+    endpoints = embeds if embeds and not card.local else ["chat", *embeds]
+    features = {"tools": can.tools, "json_schema": can.json, "vision": can.images}
+    return {
+        "name": card.name,
+        "endpoints": endpoints,
+        "finetuned": False,
+        "context_length": card.context,
+        "default_endpoints": [],
+        "features": [name for name, has in features.items() if has],
+    }

@@ -43,8 +43,8 @@ from .base import Gateway, Reply
 from .bedrock_routes import BedrockRoutes
 from .bedrock_routes import spoken as spoken_by_bedrock
 from .codec import MAX_FALLBACKS
-from .cohere_routes import VERSION as COHERE
 from .cohere_routes import CohereRoutes
+from .cohere_routes import spoken as spoken_by_cohere
 from .exchange import (
     ClientGone,
     Exchange,
@@ -300,6 +300,7 @@ class HttpApp:
         write = openai_models.encode_list
         if voice is not openai_json:
             write = anthropic_write.models if voice is anthropic_write else gemini_write.models
+            write = cohere_write.models if voice is cohere_write else write
         await exchange.json(200, write(cards, self._created))
 
     async def _model(self, exchange: Exchange, caller: str) -> None:
@@ -313,6 +314,7 @@ class HttpApp:
         write = openai_models.encode_one
         if voice is not openai_json:
             write = anthropic_write.model if voice is anthropic_write else gemini_write.model
+            write = cohere_write.model if voice is cohere_write else write
         await exchange.json(200, write(card, self._created))
 
     # ------------------------------------------------------------ answering
@@ -442,7 +444,7 @@ def _voice(exchange: Exchange) -> Voice:
         return anthropic_write
     if GOOGLE in exchange.headers or path.startswith(VERSION) or spoken(path):
         return voice_of_google(exchange)
-    if path.startswith(COHERE):
+    if spoken_by_cohere(exchange):
         return cohere_write
     if spoken_by_bedrock(path):
         return bedrock_write
