@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
+
+from llm_runner_router.models.resolve import ZOO
 
 from .conftest import Run
 
@@ -53,3 +56,20 @@ def test_a_damaged_file(llmrr: Run, tmp_path: Path) -> None:
     done = llmrr("verify", "--deep", "--no-run", str(model))
     assert done.code == 1
     assert "bad  header" in done.out
+
+
+def test_a_packed_model_is_not_judged_by_what_lies_beside_it(llmrr: Run, tmp_path: Path) -> None:
+    folder = broken(tmp_path)  # with a tokenizer and a template, which are another model's
+    packed = folder / "other.tgz"
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(HF, "other")
+    done = llmrr("verify", "--deep", str(packed))
+    assert done.code == 0
+    assert "--to safetensors` writes" in done.out
+    assert "tokenizer" not in done.out
+
+
+def test_a_file_of_gguf_without_its_ending(llmrr: Run, tmp_path: Path) -> None:
+    shutil.copy(ZOO / "tiny-math.gguf", tmp_path / "sha256-0123")
+    done = llmrr("verify", "--deep", "--no-run", str(tmp_path / "sha256-0123"))
+    assert "ok   tokenizer" in done.out

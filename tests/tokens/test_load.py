@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -224,6 +225,13 @@ def test_what_is_no_tokenizer_is_said(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelFileError, match="cannot be read"):
         load(tmp_path)
+
+
+def test_a_packed_model_is_no_damaged_file(tmp_path: Path) -> None:
+    packed = tmp_path / "a.gguf.gz"
+    packed.write_bytes(gzip.compress(Path(GGUF).read_bytes(), 1))
+    with pytest.raises(Unsupported, match="is packed"):
+        load(packed)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "model", "json"])

@@ -46,6 +46,10 @@ def deep(
         return
     yield Finding("header", "ok", f"{info.format}, {info.architecture}, {info.tensors} tensors")
     broken = False
+    if info.format == "packed":
+        # Whatever tokenizer lies beside it is another model's.
+        yield Finding("weights", "skip", _packed(path))
+        return
     if found.open_checkpoint is None:
         yield Finding("weights", "odd", f"the format `{found.name}` gives none to look at")
     else:
@@ -69,10 +73,20 @@ def deep(
         yield from run()
 
 
+def _packed(path: Path) -> str:
+    from llm_runner_router.convert.plan import FILES, PACKED
+    from llm_runner_router.convert.run import kind_of
+
+    kind = kind_of(path).removeprefix(PACKED)
+    target = "./unpacked.gguf" if kind in FILES else "./unpacked"
+    return f"they are packed; look at what `llmrr convert {path} {target} --to {kind}` writes"
+
+
 def _words(path: Path, info: ModelInfo, mender: Mender) -> Iterator[Finding]:
     from llm_runner_router.tokens.load import load
 
-    folder = path if path.is_dir() or path.suffix == ".gguf" else path.parent
+    # Ollama's files, for example, have no ending.
+    folder = path if path.is_dir() or info.format == "gguf" else path.parent
     try:
         tokenizer = load(folder)
     except RunnerError as exc:

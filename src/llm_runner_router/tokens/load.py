@@ -10,7 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Final
 
-from llm_runner_router.errors import ModelFileError
+from llm_runner_router.errors import ModelFileError, Unsupported
 
 from .base import Tokenizer
 
@@ -34,7 +34,8 @@ def load(path: Path) -> Tokenizer:
 
     Raises:
         ModelFileError: there is no tokenizer, or it is damaged; names the file.
-        Unsupported: a kind that is not known here, or whose package is not installed.
+        Unsupported: a kind that is not known here, or whose package is not installed; or the model
+            is packed.
     """
     file = _file(path)
     try:
@@ -95,6 +96,15 @@ def _open(file: Path) -> Tokenizer:
             from .hf import open_json
 
             return open_json(file)
+    from llm_runner_router.models.formats import packed
+
     from .gguf import open_gguf
 
+    with file.open("rb") as opened:
+        head = opened.read(packed.HEAD)
+    if head[:4] != b"GGUF" and packed.sniff(file, head):
+        raise Unsupported(
+            f"`{file}` is packed, and its tokenizer is in it",
+            hint=f"`llmrr convert` unpacks it: `llmrr inspect {file}` tells to which kind",
+        )
     return open_gguf(file)
