@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from llm_runner_router.app import App
-from llm_runner_router.app_tree import AUTOS, LISTED
+from llm_runner_router.app_tree import AGAIN, AUTOS, LISTED
 from llm_runner_router.config import Adopt, Auto, Config, Node, Provider
 from llm_runner_router.errors import ConfigError, RunnerError, UnknownModel, Unsupported
 from llm_runner_router.models.blobs import Store
-from llm_runner_router.models.discard import prune
+from llm_runner_router.models.discard import prune, remove
 from llm_runner_router.models.hubcache import HubCache
 from llm_runner_router.models.manifest import Stored
 from llm_runner_router.models.resolve import resolve
@@ -51,22 +51,48 @@ def test_without_configuration_the_zoo_and_auto_are_served() -> None:
     assert len(names) > len(LISTED)
 
 
-def test_a_name_whose_file_is_gone_means_what_is_there_now(tmp_path: Path) -> None:
-    store, weights = Store(tmp_path / "models"), resolve(parse("zoo:tiny-math")).path
-    other = resolve(parse("zoo:tiny-text")).path
-    file = store.adopt(weights)
+def put(store: Store, model: str) -> None:
+    """Make the name `it` mean the weights of one of the demonstration models."""
+    file = store.adopt(resolve(parse(model)).path)
     store.put(Stored("it", "file", (file,), main=file.path))
-    made = app({"m": "it"}, {"LLMRR_HOME": str(tmp_path)})
-    before = made.target("m")
-    assert made.target("m") is before
-    file = store.adopt(other)
-    store.put(Stored("it", "file", (file,), main=file.path))
-    assert made.target("m") is before, "it can still answer"
+
+
+@pytest.mark.parametrize("name", ["m", "same", "either", "auto"])
+def test_a_name_whose_file_is_gone_means_what_is_there_now(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    put(store, "zoo:tiny-math")
+    models: dict[str, str | Node] = {
+        "m": "it",
+        "same": "m",
+        "either": Node(fallback=("m", "up/x")),
+    }
+    made = app(models, {"LLMRR_HOME": str(tmp_path)})
+    before, leaf = made.target(name), made._tree.find("m").target
+    assert made.target(name) is before
+    put(store, "zoo:tiny-text")
+    assert made.target(name) is before, "it can still answer"
     prune(store, HubCache(tmp_path / "hub"))
-    after = made.target("m")
+    after = made.target(name)
     assert after is not before
-    assert made.target("m") is after
-    assert made.local("m").path.name == other.name
+    assert made.target(name) is after
+    assert made._tree.find("m").target is not leaf
+    assert made.local("m").path.name == "tiny-text.gguf"
+
+
+def test_a_strategy_goes_on_with_those_whose_files_are_there(tmp_path: Path) -> None:
+    store, now = Store(tmp_path / "models"), 100.0
+    put(store, "zoo:tiny-math")
+    config = Config(models={"m": "it", "f": Node(fallback=("m", "up/x"))}, providers=UP)
+    made = App(config, environ={"LLMRR_HOME": str(tmp_path)}, clock=lambda: now)
+    before = made.target("f")
+    remove("it", store, HubCache(tmp_path / "hub"))
+    assert made.target("f") is before
+    with pytest.raises(UnknownModel):
+        made.target("m")
+    put(store, "zoo:tiny-text")
+    assert made.target("f") is before, "it was looked for a moment ago"
+    now += AGAIN
+    assert made.target("f") is not before
 
 
 def test_a_server_that_is_adopted_has_no_file_to_lose() -> None:

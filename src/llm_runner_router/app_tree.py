@@ -50,6 +50,9 @@ AUTOS: dict[str, Objective] = {
 LISTED = ("auto", "auto:balanced", "auto:quality", "auto:cost", "auto:speed")
 """Those of `AUTOS` that appear in lists; the others are spellings of the same."""
 
+AGAIN = 5.0
+"""Seconds between two tries to make a strategy anew of which a file is gone."""
+
 MAX_PASSING = 512
 """Names outside the configuration (`openai/anything`) that are remembered."""
 
@@ -66,6 +69,8 @@ class Entry(Struct, frozen=True):
     outlook: Callable[[Request], Outlook | None] | None = None
     """Tells what its runner has of a request, if it is one model that runs here."""
     kind: str = "target"
+    members: tuple[Entry, ...] = ()
+    """What a strategy chooses from."""
 
 
 class Leaves(Protocol):
@@ -127,6 +132,8 @@ class Tree:
         self._rng = rng
         self._kept: dict[str, Entry] = {}
         self._passing: OrderedDict[str, Entry] = OrderedDict()
+        self._again: dict[str, float] = {}
+        """When strategies of which a file is gone are made anew, if that failed."""
         self._building: list[str] = []
         self._aliases = dict(config.aliases)
         for name, node in config.models.items():
@@ -145,13 +152,18 @@ class Tree:
         if name in self._adapted:
             name = "+".join(self._adapted[name])
         entry = self._kept.get(name) or self._passing.get(name)
-        if entry is not None and not _gone(entry):
+        if entry is not None and (not _gone(entry) or self._clock() < self._again.get(name, 0.0)):
             return entry
         if name in self._building:
             raise ConfigError(f"`{name}` refers to itself: {' → '.join([*self._building, name])}")
         self._building.append(name)
         try:
             return self._build(name)
+        except RunnerError:
+            if entry is None or not entry.members:
+                raise
+            self._again[name] = self._clock() + AGAIN
+            return entry  # the others of them still answer
         finally:
             self._building.pop()
 
@@ -294,7 +306,7 @@ class Tree:
             description=f"chooses for each request ({settings.objective})",
             source=", ".join(unique),
         )
-        return Entry(card, target, kind="auto")
+        return Entry(card, target, kind="auto", members=tuple(unique.values()))
 
     def _options(self) -> list[str]:
         """What `auto` chooses from when it is not told: the configured models, else the zoo.
@@ -314,7 +326,9 @@ class Tree:
 def _gone(entry: Entry) -> bool:
     """Whether the file behind it was removed: its name may mean another one by now."""
     model = entry.model
-    return model is not None and model.path != NOWHERE and not model.path.exists()
+    if model is None:
+        return any(map(_gone, entry.members))
+    return model.path != NOWHERE and not model.path.exists()
 
 
 def _bare(names: Sequence[str]) -> list[str]:
@@ -331,7 +345,7 @@ def _composite(name: str, kind: str, target: Target, entries: Sequence[Entry]) -
         description=f"{kind}: " + ", ".join(entry.card.name for entry in entries),
         local=all(entry.card.local for entry in entries),
     )
-    return Entry(card, target, kind=kind)
+    return Entry(card, target, kind=kind, members=tuple(entries))
 
 
 def embedder_of(entry: Entry) -> Embedder:
