@@ -173,7 +173,15 @@ async def test_a_mark_names_nothing_outside_the_cache(rig: Rig, tmp_path: Path) 
     mine.write_text("words")
     mark = brought(puller.store, str(mine))
     mark.parent.mkdir(parents=True)
-    for text in (f"main\n{mine}".encode(), b"", b"main\n../../thesis.txt", b"\xff\n/\x00"):
+    away = "/".join([".."] * len(puller.hub.path.parts)) + str(mine)
+    (puller.hub.path / "models--a").mkdir(parents=True)
+    for text in (
+        f"main\n{mine}".encode(),
+        f"main\n{puller.hub.path}/models--a/../{away}".encode(),
+        b"",
+        b"main\n../../thesis.txt",
+        b"\xff\n/\x00",
+    ):
         mark.write_bytes(text)
         prune(puller.store, puller.hub, now=LATER)
     assert mine.read_text() == "words"

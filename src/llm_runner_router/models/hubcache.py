@@ -200,10 +200,12 @@ class HubCache:
         return inside[0] if inside else ""
 
     def _inside(self, path: Path) -> tuple[str, ...]:
+        """The parts of its path below this folder; none where it leads elsewhere."""
         try:
-            return path.relative_to(self.path).parts
+            parts = path.relative_to(self.path).parts
         except ValueError:
             return ()
+        return () if ".." in parts else parts
 
     def remove(self, path: Path) -> int:
         """Delete a file of a snapshot, and its blob if no other snapshot has it: bytes freed.
