@@ -443,13 +443,26 @@ def test_thoughts_that_others_signed_are_left_out() -> None:
     def thought(signature: str) -> Any:
         return {"reasoningContent": {"reasoningText": {"text": "hm", "signature": signature}}}
 
+    def sealed(data: bytes) -> Any:
+        return {"reasoningContent": {"redactedContent": base64.b64encode(data).decode()}}
+
     said = [
         {"role": "user", "content": [{"text": "hi"}]},
-        {"role": "assistant", "content": [thought("google:x"), thought("c2ln")]},
+        {"role": "assistant", "content": [thought("google:x"), sealed(b"openai:gAAA")]},
+        {"role": "user", "content": [{"text": "again"}]},
+        {"role": "assistant", "content": [thought("c2ln"), sealed(b"its own")]},
     ]
     fields = {"messages": Raw(msgspec.json.encode(said))}
     wire = build_request(
         Request("m", HI, wire=RequestWire("bedrock_converse", fields)), MODEL, Quirks(), Receipt()
     )
-    assert b"google" not in wire.body
-    assert b"c2ln" in wire.body
+    turns = msgspec.json.decode(wire.body)["messages"]
+    both = {"role": "user", "content": [{"text": "hi"}, {"text": "again"}]}
+    assert turns == [both, said[3]]
+    checked(wire.body)
+    for last in (sealed(b"openai:gAAA"), thought("google:x")):
+        said[3] = {"role": "assistant", "content": [{"text": "so"}, last]}
+        fields = {"messages": Raw(msgspec.json.encode(said[2:]))}
+        asked = Request("m", HI, wire=RequestWire("bedrock_converse", fields))
+        body = build_request(asked, MODEL, Quirks(), Receipt()).body
+        assert msgspec.json.decode(body)["messages"][1]["content"] == [{"text": "so"}]

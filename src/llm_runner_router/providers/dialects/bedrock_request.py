@@ -10,6 +10,7 @@ Names and limits from the model of the service `bedrock-runtime` in botocore 1.4
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from typing import Any
 from urllib.parse import quote
 
@@ -38,6 +39,10 @@ _VERSION = re.compile(r"-v\d+(:\d+)*(:\w+)?$")
 _METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{1,256}")
 _OTHERS = tuple(b'"%b' % signer.encode() for signer in SIGNERS)
 """How the signature of another provider's model begins in a client's bytes."""
+_SEALED = tuple(
+    b64encode(signer.encode()).rstrip(b"=")[: len(signer) * 8 // 6] for signer in SIGNERS
+)
+"""The same for sealed thoughts, which clients of this dialect have as base64 of that."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,7 +59,7 @@ def build_request(request: Request, model: str, quirks: Quirks, receipt: Receipt
     if wire is not None and wire.dialect == CONVERSE:
         fields = {name: value for name, value in wire.fields.items() if name not in _OURS}
         said = bytes(fields.get("messages", b""))
-        if any(other in said for other in _OTHERS):
+        if any(other in said for other in (*_OTHERS, *_SEALED)):
             fields["messages"] = _own_thoughts(said)
     else:
         fields = _fields(request, model, quirks, receipt)
@@ -82,15 +87,21 @@ def _path(model: str, verb: str) -> str:
 
 def _own_thoughts(messages: bytes) -> Any:
     """The client's messages without thoughts that others signed, which are refused here."""
-    turns = msgspec.json.decode(messages)
-    for turn in turns:
-        turn["content"] = [block for block in turn["content"] if not _foreign(block)]
-    return [turn for turn in turns if turn["content"]]
+    turns: list[dict[str, Any]] = []
+    for turn in msgspec.json.decode(messages):
+        content = [block for block in turn["content"] if not _foreign(block)]
+        if turns and turns[-1]["role"] == turn["role"]:  # the one between had nothing else
+            turns[-1]["content"] += content
+        elif content:
+            turns.append({**turn, "content": content})
+    return turns
 
 
 def _foreign(block: Any) -> bool:
-    thought = (block.get("reasoningContent") or {}).get("reasoningText") or {}
-    return str(thought.get("signature") or "").startswith(SIGNERS)
+    told = block.get("reasoningContent") or {}
+    sealed = str(told.get("redactedContent") or "").encode()
+    thought = told.get("reasoningText") or {}
+    return sealed.startswith(_SEALED) or str(thought.get("signature") or "").startswith(SIGNERS)
 
 
 def _fields(request: Request, model: str, quirks: Quirks, receipt: Receipt) -> dict[str, Any]:
