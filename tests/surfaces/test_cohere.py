@@ -10,10 +10,20 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from llm_runner_router.errors import BadRequest, StreamBroken, Unsupported, UpstreamTimeout
+from llm_runner_router.errors import (
+    BadRequest,
+    RunnerError,
+    StreamBroken,
+    Unsupported,
+    UpstreamTimeout,
+)
 from llm_runner_router.fidelity import Receipt
 from llm_runner_router.providers.dialects.base import Quirks
+from llm_runner_router.providers.dialects.cohere import CohereEvents
 from llm_runner_router.providers.dialects.cohere_request import build_request
+from llm_runner_router.providers.dialects.openai import OpenAIEvents
+from llm_runner_router.providers.reader import StreamReader
+from llm_runner_router.providers.sse import SSEParser
 from llm_runner_router.surfaces import cohere, cohere_others, cohere_write
 from llm_runner_router.surfaces.base import Reply
 from llm_runner_router.testing import a_request, check_surface
@@ -307,6 +317,59 @@ async def test_a_stream_without_a_finish_does_not_end() -> None:
     for delta in (Delta(text="a"), Delta(text="a", wire=Wire("cohere_chat", "event", data))):
         with pytest.raises(StreamBroken):
             await written([delta])
+
+
+OPENAI = b"".join(
+    b"data: %b\n\n" % data
+    for data in (
+        b'{"choices":[{"index":0,"delta":{"role":"assistant","content":"It is \xe6\x97\xa5"}}]}',
+        b'{"choices":[{"index":0,"delta":{"content":" 3."},"finish_reason":"stop"}]}',
+        b"[DONE]",
+    )
+)
+COHERE = b"".join(
+    b"event: %b\ndata: %b\n\n" % (data[9:].partition(b'"')[0], data)
+    for data in (
+        b'{"type":"message-start","id":"m1","delta":{"message":{"role":"assistant"}}}',
+        b'{"type":"content-start","index":0,"delta":{"message":{"content":{"type":"text"}}}}',
+        b'{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":"It is 3."}}}}',
+        b'{"type":"content-end","index":0}',
+        b'{"type":"message-end","delta":{"finish_reason":"COMPLETE","usage":{"tokens":{}}}}',
+    )
+)
+
+
+@pytest.mark.parametrize(("events", "data"), [(OpenAIEvents, OPENAI), (CohereEvents, COHERE)])
+async def test_an_upstream_cut_at_every_byte_is_never_told_as_whole(
+    events: Any, data: bytes
+) -> None:
+    request = msgspec.structs.replace(a_request(), stream=True)
+    whole = 0
+    for cut in range(len(data) + 1):
+        dialect = ("openai_chat",) if events is OpenAIEvents else ()
+        reader = StreamReader(events(*dialect), SSEParser(), 1, lambda data: data)
+        deltas = [*reader.feed(data[:cut]), *reader.end()]
+
+        async def answer(
+            deltas: list[Delta] = deltas, failure: RunnerError | None = reader.failure
+        ) -> AsyncIterator[Delta]:
+            for delta in deltas:
+                yield delta
+            if failure is not None:
+                raise failure
+
+        sent = []
+        broken = False
+        try:
+            async for frame in cohere.encode(answer(), request, reply()):
+                sent.append(frame)
+        except StreamBroken:
+            broken = True
+        assert broken == (reader.failure is not None)
+        assert broken == (b"message-end" not in b"".join(sent))
+        whole += not broken
+    # The line feeds after the last event may be missing, and OpenAI's `[DONE]`.
+    assert whole == (3 if events is CohereEvents else len(b"data: [DONE]\n\n") + 3)
 
 
 async def test_a_relayed_event_of_several_lines() -> None:
