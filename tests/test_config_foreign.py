@@ -67,6 +67,9 @@ def test_each_line_says_where_it_is_from() -> None:
 
 zoo: false
 
+server:
+  litellm_headers: true
+
 providers:
   openai: {host: openai, api_key: "${LITELLM_OPENAI_API_KEY}"}  # theirs.yaml:2
   anthropic: {host: anthropic}  # theirs.yaml:3

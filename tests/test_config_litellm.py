@@ -197,6 +197,21 @@ def test_hosts_by_their_other_names_and_servers_by_address(loaded: Any) -> None:
     assert config.providers["openai-2"].host == "openai-responses"
 
 
+def test_a_single_deployment_keeps_its_id(loaded: Any) -> None:
+    config, _ = loaded(
+        "model_list:\n"
+        "  - {model_name: a, litellm_params: {model: groq/a}, model_info: {id: one}}\n"
+        "  - {model_name: b, litellm_params: {model: groq/b}, model_info: {id: a}}\n"
+        "  - {model_name: c, litellm_params: {model: groq/c}, model_info: {id: c}}\n"
+        "litellm_settings: {fallbacks: [{c: [a]}]}"
+    )
+    assert config.models["a"] == "<one>"
+    assert config.models["<one>"] == "groq/a"
+    assert config.models["b"] == "<a 1>"  # `<a>` is the group `a` without its fallbacks
+    assert config.models["<c>"] == "groq/c"
+    assert config.models["c"] == Node(fallback=("<c>", "a"))
+
+
 def test_credentials_by_name(loaded: Any) -> None:
     config, _ = loaded(
         "model_list:\n"

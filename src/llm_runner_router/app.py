@@ -19,6 +19,7 @@ from weakref import WeakSet
 from msgspec import Struct
 
 from . import __version__, home
+from .app_deployments import deployments
 from .app_leaves import AppLeaves
 from .app_store import AppStore
 from .app_tree import AUTOS, Entry, Tree, embedder_of, reranker_of
@@ -43,7 +44,7 @@ from .strategies.choose import estimate_tokens
 from .strategies.requested import RequestedFallbacks
 from .strategies.stats import LiveStats, TargetStats
 from .strategies.tasks import classify
-from .surfaces.base import Described, FileFacts
+from .surfaces.base import Deployment, Described, FileFacts
 from .tokens.desk import TokenDesk
 from .types import (
     Call,
@@ -331,6 +332,11 @@ class App:
     def shelf(self) -> AppStore:
         """The models on this machine."""
         return self._shelf
+
+    def deployments(self) -> Sequence[Deployment]:
+        """The single targets behind every listed name. See `Admin`."""
+        now = self.clock()
+        return deployments(self.config, self._tree, lambda n: self.stats.healthy(n, now))
 
     def described(self) -> Sequence[Described]:
         """Every served name that can be used, with what its file says."""

@@ -58,6 +58,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds that running answers get to finish after SIGTERM."""
     keep_alive_comment: Seconds = 15.0
     """Seconds of silence on a stream after which an SSE comment is sent; 0 turns it off."""
+    litellm_headers: bool = False
+    """Send LiteLLM's headers (`x-litellm-…`) with every answer; else only to who sends such ones.
+    A LiteLLM file turns it on."""
 
 
 class Provider(Struct, frozen=True, forbid_unknown_fields=True):

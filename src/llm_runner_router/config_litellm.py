@@ -353,11 +353,13 @@ class _Reading:
         for index, one in enumerate(found):
             line = self.notes.line((*one.at, "model_name"))
             target = self.accounts.name(one.account, one.model, taken)
-            own = f"<{one.name}>" if one.name else f"<{group} {index + 1}>"
-            own = own if len(found) > 1 else f"<{group}>"
+            own = one.name or (f"{group} {index + 1}" if len(found) > 1 else group)
             # `<group>` is the group itself without its fallbacks.
-            while own in self.models or (len(found) > 1 and own[1:-1] in self.groups):
-                own = f"<{own[1:-1]} {index + 1}>"
+            while f"<{own}>" in self.models or (
+                own in self.groups and (own, len(found)) != (group, 1)
+            ):
+                own = f"{own} {index + 1}"
+            own = f"<{own}>"
             one.name = own
             self.models[own] = {"target": target, **one.facts} if one.facts else target
             self.lines["models", own] = line
@@ -367,15 +369,17 @@ class _Reading:
         line = self.notes.line((*found[0].at, "model_name"))
         self.lines["models", group] = line
         chain = chains.get(group, [])
-        if any(one.embeds for one in found):
+        embeds = any(one.embeds for one in found)
+        if embeds:
             # Vectors of different models cannot stand in for each other.
             for one in found[1:]:
                 self.notes.lost(one.at, f"embeddings are not balanced: the first of `{group}` does")
                 del self.models[one.name]
-            self.models[group] = self.models.pop(found[0].name)
-            return
-        if len(found) == 1 and not chain:
-            self.models[group] = self.models.pop(found[0].name)
+        if embeds or (len(found) == 1 and not chain):
+            # With an id of its own it keeps that name, for headers and records.
+            only = found[0].name
+            made = only in (f"<{group}>", f"<{group} 1>")
+            self.models[group] = self.models.pop(only) if made else only
             return
         body = self._balanced(found)
         if not chain:
@@ -477,7 +481,7 @@ class _Reading:
     def _rest(self) -> None:
         self._deadline()
         self._key()
-        server: dict[str, Any] = {}
+        server: dict[str, Any] = {"litellm_headers": True}
         for name, ours, factor in (
             ("global_max_parallel_requests", "max_requests", 1),
             ("max_request_size_mb", "max_body", 1 << 20),
@@ -487,8 +491,7 @@ class _Reading:
                 server[ours] = int(value * factor)
                 self.lines["server", ours] = self.notes.line(("general_settings", name))
                 self.notes.became(("general_settings", name), f"`server.{ours}`")
-        if server:
-            self.settings["server"] = server
+        self.settings["server"] = server
         rest.sections(self.raw, self.notes)
 
     def _deadline(self) -> None:

@@ -168,6 +168,13 @@ def test_a_documented_configuration_starts_and_answers(tmp_path: Path) -> None:
                 assert told(client, "gpt-4") == "I am gpt-4o-eu"
                 path = "/openai/deployments/gpt-4o-eu/chat/completions?api-version=2024-10-21"
                 assert host.seen[0] == (path, "gpt-4o-eu", "eu-key")
+                raw = client.chat.completions.with_raw_response.create(
+                    model="gpt-4", messages=hello
+                )
+                # 100 tokens in and 10 out, at the prices that the file says
+                assert raw.headers["x-litellm-response-cost"] == "0.0012"
+                assert raw.headers["x-litellm-model-id"] == "az-eu"
+                assert raw.headers["x-litellm-model-group"] == "gpt-4"
                 # The heavier deployment is down; the lighter one stands in.
                 assert told(client, "vllm-models") == "I am facebook/opt-125m"
                 assert told(client, "only-down") == "I am gpt-4o-eu"

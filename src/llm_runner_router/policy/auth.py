@@ -1,6 +1,6 @@
 """Who may ask: the key, where it is kept, and how a request shows it.
 
-Knows: the key file, `LLMRR_API_KEY`, and the four headers clients send a key in. Does not know:
+Knows: the key file, `LLMRR_API_KEY`, and the headers clients send a key in. Does not know:
 routes, paths or the Host header, which no decision about access may rest on.
 """
 
@@ -96,10 +96,15 @@ def _shown(headers: Mapping[bytes, bytes]) -> list[bytes]:
     bearer = headers.get(b"authorization")
     if bearer is not None and bearer[:7].lower() == b"bearer ":
         shown.append(bearer[7:].strip())
-    for name in (b"x-api-key", b"api-key", b"x-goog-api-key", b"x-amz-security-token"):
+    for name in (
+        *(b"x-api-key", b"api-key", b"x-goog-api-key", b"x-amz-security-token"),
+        b"x-litellm-api-key",
+    ):
         value = headers.get(name)
         if value is not None:
             shown.append(value.strip())
+            if name == b"x-litellm-api-key" and value[:7].lower() == b"bearer ":
+                shown[-1] = value[7:].strip()  # with and without it is usual there
     return [value for value in shown if 0 < len(value) <= MAX_LENGTH]
 
 

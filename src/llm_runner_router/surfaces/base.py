@@ -57,6 +57,21 @@ class Described(Struct, frozen=True):
     """Unix seconds; when it came here."""
 
 
+class Deployment(Struct, frozen=True):
+    """A single target behind a served name."""
+
+    model: str
+    """The name that clients ask for."""
+    name: str
+    """What the target is called here."""
+    target: str
+    """The reference it was made of."""
+    card: ModelCard | None = None
+    """None where it cannot be used."""
+    problem: str = ""
+    """Why it is not asked now; empty while it is well."""
+
+
 class Loaded(Protocol):
     """A row of `Admin.ps`, as far as surfaces look into it."""
 
@@ -153,6 +168,10 @@ class Admin(Protocol):
     @property
     def shelf(self) -> Shelf:
         """The models on this machine."""
+        ...
+
+    def deployments(self) -> Sequence[Deployment]:
+        """The single targets behind every listed name, name by name."""
         ...
 
     def described(self) -> Sequence[Described]:

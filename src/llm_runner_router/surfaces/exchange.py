@@ -101,22 +101,25 @@ class Exchange:
         return value.decode().strip()[:MAX_HEADER_VALUE] or None
 
     def timeout(self) -> float | None:
-        """Seconds from `x-llmrr-timeout`.
+        """Seconds from `x-llmrr-timeout`, or from LiteLLM's `x-litellm-timeout`.
 
         Raises:
             BadRequest: not a positive number.
         """
-        if b"x-llmrr-timeout" not in self.headers:
+        name = b"x-llmrr-timeout"
+        if name not in self.headers:
+            name = b"x-litellm-timeout"
+        if name not in self.headers:
             return None
-        value = self.text(b"x-llmrr-timeout") or ""
+        value = self.text(name) or ""
         try:
             seconds = float(value)
         except ValueError:
             seconds = math.nan
         if not 0 < seconds <= LONGEST_TIMEOUT:
             raise BadRequest(
-                f"the header `x-llmrr-timeout` must be seconds above 0, not {value!r}",
-                param="x-llmrr-timeout",
+                f"the header `{name.decode()}` must be seconds above 0, not {value!r}",
+                param=name.decode(),
             )
         return seconds
 

@@ -28,6 +28,7 @@ from . import (
     bedrock_write,
     cohere_write,
     gemini_write,
+    litellm,
     ollama_write,
     openai_chat,
     openai_completions,
@@ -48,6 +49,7 @@ from .cohere_routes import spoken as spoken_by_cohere
 from .exchange import (
     ClientGone,
     Exchange,
+    Headers,
     Receive,
     Scope,
     Send,
@@ -64,6 +66,7 @@ from .gemini_routes import KEY as GOOGLE
 from .gemini_routes import VERSION, GeminiRoutes, credentials, spoken
 from .gemini_routes import voice as voice_of_google
 from .host import Codec, Handler, Voice
+from .litellm_routes import LiteLLMRoutes
 from .ollama_routes import OllamaRoutes
 from .problems import MethodNotAllowed
 from .responses_routes import ResponseRoutes
@@ -109,6 +112,7 @@ class HttpApp:
         self._ollama = OllamaRoutes(gateway, self)
         self._cohere = CohereRoutes(gateway, self)
         self._bedrock = BedrockRoutes(gateway, self)
+        self._litellm = LiteLLMRoutes(gateway)
         self._routes: dict[str, dict[str, Handler]] = {
             "/chat/completions": {"POST": self._chat},
             "/completions": {"POST": self._completions},
@@ -130,6 +134,7 @@ class HttpApp:
         self._public: dict[str, dict[str, Handler]] = {
             "/healthz": {"GET": _alive},
             "/docs": {"GET": _docs},
+            **self._litellm.public,
         }
         self._described: bytes | None = None
 
@@ -184,7 +189,8 @@ class HttpApp:
             methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
             others = (self._responses, self._files, self._ollama, self._cohere, self._bedrock)
-            methods = next((found for one in others if (found := one.find(path))), None)
+            found = (one.find(path) for one in (*others, self._litellm))
+            methods = next((one for one in found if one), None)
         if methods is None:
             raise self._no_route(path)
         return _by_method(methods, exchange)
@@ -206,6 +212,7 @@ class HttpApp:
             self._ollama.table,
             self._cohere.table,
             self._bedrock.table,
+            self._litellm.table,
         )
 
     def _no_route(self, path: str) -> NotFound:
@@ -262,10 +269,12 @@ class HttpApp:
             embedder = self.gateway.embedder(asked.request.model)
             call = self.call(exchange, caller, asked.request.user)
             reply = Reply("", self._created, call.trace)
+            began = perf_counter()
             async with exchange.watching():
                 result = await embedder.embed(asked.request, call)
                 reply.origin, reply.usage = result.origin, result.usage
                 head = [*answer_headers(reply), *fidelity(reply), *figures(reply, 0)]
+                head += self.habits(exchange, asked.request.model, reply, perf_counter() - began)
                 await exchange.json(200, openai_embeddings.encode(result, asked), head)
 
     async def _rerank(self, exchange: Exchange, caller: str) -> None:
@@ -336,10 +345,20 @@ class HttpApp:
         return self.gateway.start_call(
             id=exchange.id,
             caller=caller,
-            session=exchange.text(b"x-session-id") or user,
+            session=exchange.text(b"x-session-id")
+            or exchange.text(b"x-litellm-session-id")
+            or user,
             timeout=exchange.timeout(),
             traceparent=exchange.traceparent(),
         )
+
+    def habits(
+        self, exchange: Exchange, model: str, reply: Reply, seconds: float | None = None
+    ) -> Headers:
+        """What clients of LiteLLM look for beside our own headers, for those who do."""
+        if not litellm.wanted(exchange, self.settings.litellm_headers):
+            return []
+        return litellm.answer_headers(exchange, model, reply, seconds)
 
     async def answer(
         self,
@@ -376,6 +395,7 @@ class HttpApp:
                         first = await anext(frames)
                         if request.stream:
                             head = form.headers + answer_headers(reply) + fidelity(reply)
+                            head += self.habits(exchange, request.model, reply)
                             await exchange.start(200, head)
                             every = self.settings.keep_alive_comment
                             await sse.stream(
@@ -390,7 +410,9 @@ class HttpApp:
                             return
                 # The place at the target is free before a slow client has read the answer.
                 head = answer_headers(reply) + fidelity(reply)
-                head += figures(reply, perf_counter() - began)
+                seconds = perf_counter() - began
+                head += figures(reply, seconds)
+                head += self.habits(exchange, request.model, reply, seconds)
                 await exchange.json(200, first, head)
         except RunnerError as exc:
             if exchange.started:

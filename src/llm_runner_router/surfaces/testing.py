@@ -28,7 +28,7 @@ from llm_runner_router.types import (
     Trace,
 )
 
-from .base import Described, Watch
+from .base import Deployment, Described, Watch
 
 T = TypeVar("T")
 
@@ -227,6 +227,10 @@ class FakeGateway:
     def shelf(self) -> FakeShelf:
         """See `Admin`."""
         return self._shelf
+
+    def deployments(self) -> Sequence[Deployment]:
+        """See `Admin`: each stands for itself."""
+        return [Deployment(c.name, c.name, f"fake/{c.name}", c) for c in self.cards()]
 
     def described(self) -> Sequence[Described]:
         """See `Admin`."""
