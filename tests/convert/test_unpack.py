@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.models.formats.packing import GGUF, WEIGHTS, hostile, hub, tarred, zipped
@@ -20,6 +21,7 @@ from llm_runner_router.convert import unpack
 from llm_runner_router.convert.run import convert, kind_of, steps_for
 from llm_runner_router.errors import EngineError, ModelFileError, RunnerError
 from llm_runner_router.models.detect import describe, detect
+from llm_runner_router.models.formats._archive import walk
 from llm_runner_router.testing import damaged
 
 from . import adapters
@@ -82,6 +84,24 @@ def test_its_facts_are_told_without_unpacking(tmp_path: Path) -> None:
     found = describe(folder)
     assert (found.architecture, found.layers, found.width) == ("llama", 5, 8)
     assert "tar archive, compressed with gzip, with a model in safetensors" in found.notes[0]
+
+
+def test_one_look_serves_all_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        looks.append(1)
+        return walk(*given)
+
+    monkeypatch.setattr("llm_runner_router.models.formats.packed.walk", counted)
+    source = tmp_path / "m.tgz"
+    source.write_bytes(PACKED["f.tar.gz"]())
+    assert describe(source).architecture == "llama"
+    assert kind_of(source) == "packed-safetensors"
+    assert len(looks) == 1
+    source.write_bytes(PACKED["m.gguf.gz"]())
+    assert kind_of(source) == "packed-gguf"
+    assert len(looks) == 2, "it is another file by now"
 
 
 def test_it_goes_on_to_other_kinds(tmp_path: Path) -> None:

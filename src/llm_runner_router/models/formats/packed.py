@@ -69,11 +69,21 @@ class _Seen:
         self.config: dict[str, Any] = {}
         self.info: ModelInfo | None = None
 
+    def take(self, other: _Seen) -> None:
+        """Have seen what `other` has."""
+        self.members, self.heads = other.members, other.heads
+        self.config, self.info = other.config, other.info
+
     @property
     def worth_telling(self) -> bool:
         """Whether some file is named or begins like a model's weights, or is packed itself."""
         pairs = [(member, self.heads[member.name]) for member in self.members]
         return any(_is_model(*pair) or _is_packed(*pair) for pair in pairs)
+
+
+_last: tuple[object, _Seen, bool] | None = None
+"""What was looked into last, and whether all was seen: a model's format is asked for, then its
+facts, then its kind, and each look may unpack `LOOK` bytes."""
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -165,6 +175,18 @@ def _inside(path: Path) -> Inside:
 
 def _look(path: Path, container: Container, seen: _Seen) -> bool:
     """Fill `seen`; whether all of it was seen."""
+    global _last  # one value, replaced whole: right in any thread
+    at = path.stat()
+    key = (path.absolute(), at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino, container)
+    last = _last
+    if last is None or last[0] != key:
+        last = _last = key, seen, _walk(path, container, seen)
+    _, known, whole = last
+    seen.take(known)
+    return whole
+
+
+def _walk(path: Path, container: Container, seen: _Seen) -> bool:
     try:
         for member, content in walk(path, container, LOOK):
             seen.members.append(member)
