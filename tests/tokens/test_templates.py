@@ -15,7 +15,7 @@ import psutil
 import pytest
 from msgspec import Raw
 
-from llm_runner_router.errors import BadRequest, ModelFileError, RunnerError, Unsupported
+from llm_runner_router.errors import BadRequest, ModelFileError, RunnerError
 from llm_runner_router.tokens.counting import count_messages, prompt_ids
 from llm_runner_router.tokens.load import load
 from llm_runner_router.tokens.templates import (
@@ -170,19 +170,33 @@ def test_arguments_as_text_where_a_template_joins_them(renderer: Renderer) -> No
         prompt_ids(tokenizer, "{{ raise_exception('never') }}", talk, tools, renderer=renderer)
 
 
-def test_more_than_words_is_no_fault_of_a_template_that_joins_them(
-    renderer: Renderer, tmp_path: Path
+PICTURE = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
+ORDERS = [{"role": "system", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "talk"),
+    [
+        ("{% for m in messages %}{{ 'A' + m.content }}{% endfor %}", PICTURE),
+        ("{% set q = messages | rejectattr('role', 'eq', 'system') | list %}{{ q[0].role.x }}"
+         "{{ q[0].content }}", ORDERS),
+    ],
+)  # fmt: skip
+def test_what_a_working_template_stumbles_over_is_at_fault_itself(
+    renderer: Renderer, tmp_path: Path, template: str, talk: list[dict[str, Any]]
 ) -> None:
-    template = "{% for m in messages %}{{ 'A' + m.content }}{% endfor %}"
     path = making.write_model(tmp_path / "a.gguf", making.byte_pairs(size=300), template=template)
     tokenizer = load(path)
-    picture = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]
-    with pytest.raises(Unsupported, match="words alone") as caught:
-        count_messages(tokenizer, template, picture, renderer=renderer)
+    with pytest.raises(BadRequest, match="does not take this conversation: line 1: ") as caught:
+        count_messages(tokenizer, template, talk, renderer=renderer)
     assert caught.value.param == "messages"
+
+
+def test_a_template_that_takes_nothing_is_broken(renderer: Renderer, tmp_path: Path) -> None:
+    path = making.write_model(tmp_path / "a.gguf", making.byte_pairs(size=300))
     words = [{"role": "user", "content": "a"}]
     with pytest.raises(ModelFileError, match="template cannot be used"):
-        count_messages(tokenizer, "{{ 'A' + 1 }}", words, renderer=renderer)
+        count_messages(load(path), "{{ 'A' + 1 }}", words, renderer=renderer)
 
 
 def test_conversations_become_what_templates_expect() -> None:

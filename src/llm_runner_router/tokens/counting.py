@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from llm_runner_router.errors import RunnerError, Unsupported
+from llm_runner_router.errors import BadRequest, RunnerError
 
 from .base import Tokenizer
 from .templates import Renderer, as_text
@@ -36,8 +36,8 @@ def prompt_ids(
     message before the first question, arguments of calls as JSON text, no tools as an empty list.
 
     Raises:
-        BadRequest, ModelFileError: as `Renderer.render`.
-        Unsupported: a message is more than text, and the template joins texts.
+        BadRequest: the template refuses the conversation, or works with others alone.
+        ModelFileError: as `Renderer.render`.
     """
     bos = "" if tokenizer.bos is None else tokenizer.piece(tokenizer.bos).decode("utf-8", "replace")
     eos = "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos).decode("utf-8", "replace")
@@ -62,13 +62,13 @@ def prompt_ids(
                 raise
     else:
         assert first is not None, "there is always one way"
-        mixed = any(isinstance(message.get("content"), list) for message in messages)
-        if mixed and first.code == "template_failed":
-            # Not the file's fault: it joins texts, and was given lists of parts.
-            raise Unsupported(
-                "the model's chat template takes words alone, and the conversation has more",
+        if first.code == "template_failed" and _works(template, renderer, bos, eos):
+            why = first.message.partition(": ")[2]
+            raise BadRequest(
+                f"the model's chat template does not take this conversation: {why}",
+                hint="begin with words of the user's, and leave out what is no text",
                 param="messages",
-                hint="leave pictures, sound and the like out, or ask a model that takes them",
+                code="template_refused",
             ) from first
         raise first
     around = tokenizer.encode("", add_bos=None)
@@ -77,6 +77,25 @@ def prompt_ids(
     if eos and tokenizer.eos in around[1 if tokenizer.bos == tokenizer.eos else 0 :][-1:]:
         text = text.removesuffix(eos)
     return tokenizer.encode(text, special=True, add_bos=None)
+
+
+def _works(template: str, renderer: Renderer, bos: str, eos: str) -> bool:
+    """Whether a template takes any conversation at all: then a failure is not its file's fault.
+
+    Templates join texts where clients send lists of parts, or look for a first question where
+    there is none; such a request is at fault, and must not look like a broken model.
+    """
+    try:
+        renderer.render(
+            template,
+            [{"role": "user", "content": "a"}],
+            bos=bos,
+            eos=eos,
+            extra={**_variables(), "tools": []},
+        )
+    except RunnerError:
+        return False
+    return True
 
 
 def count_messages(
