@@ -56,6 +56,13 @@ def test_the_least_request() -> None:
     assert (request.stream, request.include_usage) == (True, True)
 
 
+def test_nulls_ask_for_nothing() -> None:
+    names = ("generationConfig", "systemInstruction", "tools", "toolConfig", "serviceTier")
+    asked = read(contents=[{"parts": [{"text": "hi"}]}], **dict.fromkeys(names))
+    assert asked.messages == (Message("user", "hi"),)
+    assert asked.extra == {}
+
+
 def test_a_full_request() -> None:
     config = {
         "temperature": 1.5,

@@ -191,7 +191,7 @@ def encode_count(tokens: int) -> bytes:
 def _extra(fields: dict[str, Raw], config: _Config) -> dict[str, Raw]:
     """What has no name in `Request`; fields of `generationConfig` with their path."""
     found = extra(fields, _KNOWN)
-    if "generationConfig" in fields and fields["generationConfig"] != b"null":
+    if "generationConfig" in fields and bytes(fields["generationConfig"]) != b"null":
         inner = _fields_of.decode(fields["generationConfig"])
         for name, value in extra(inner, _CONFIG).items():
             found[f"generationConfig.{name}"] = value
