@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from msgspec import Raw
 from schemathesis import GenerationMode
 from schemathesis.checks import load_all_checks
 from schemathesis.specs.openapi import checks
@@ -33,7 +34,16 @@ from llm_runner_router.server_listen import Listener
 from llm_runner_router.surfaces.openapi.document import document, load
 from llm_runner_router.surfaces.testing import KEY, FakeGateway
 from llm_runner_router.testing import FakeEmbedder, FakeReranker, FakeTarget, deltas_of
-from llm_runner_router.types import Embedder, Reranker, Target
+from llm_runner_router.types import (
+    Call,
+    Delta,
+    Embedder,
+    Request,
+    Reranker,
+    Target,
+    ToolCallDelta,
+    Usage,
+)
 
 pytestmark = pytest.mark.xdist_group("openapi")
 
@@ -110,11 +120,35 @@ def serving(service: Service, key: str, names: Mapping[str, str]) -> Iterator[Se
     assert made[3] == 0, "a request is still in work"
 
 
+LOGPROBS = Raw(
+    b'{"content":[{"token":"a","logprob":-0.5,"bytes":[97],'
+    b'"top_logprobs":[{"token":"a","logprob":-0.5,"bytes":[97]}]}]}'
+)
+EVERYTHING = (
+    Delta(role="assistant", redacted="c2VhbGVk"),
+    Delta(reasoning="well", signature="signed"),
+    Delta(text="a", logprobs=LOGPROBS),
+    Delta(refusal="no"),
+    Delta(tool_calls=(ToolCallDelta(0, "call_1", "add", '{"a":'),)),
+    Delta(tool_calls=(ToolCallDelta(0, arguments="1}"), ToolCallDelta(1, name="none"))),
+    Delta(
+        finish="tool_calls",
+        usage=Usage(9, 8, cached_tokens=3, reasoning_tokens=2, cache_write_tokens=1),
+        timings=Raw(b'{"prompt_ms":1.5,"predicted_ms":2.5}'),
+    ),
+)
+
+
+def said(request: Request, call: Call) -> Sequence[Delta]:
+    """All that an answer can have, for questions of one message; else a few words."""
+    return EVERYTHING if len(request.messages) == 1 else deltas_of("a b")
+
+
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A gateway whose models are all fakes."""
     gateway = FakeGateway(
-        {"m": FakeTarget("m", lambda *_: deltas_of("a b"))},
+        {"m": FakeTarget("m", said)},
         {"e": FakeEmbedder("e")},
         rerankers={"r": FakeReranker("r")},
         responses=tmp_path_factory.mktemp("kept") / "responses.sqlite",
@@ -222,6 +256,42 @@ def test_a_response_is_made_come_back_to_and_forgotten(fake: Served) -> None:
         assert fake.ask(case_of(fake, path, method, response_id=id)).status_code == 404
 
 
+def test_links_between_responses_are_followed(fake: Served) -> None:
+    """Make, show, list and forget in any order; what was forgotten must stay so."""
+    reached = set()
+
+    class Following(SCHEMA.include(path_regex="^/v1/responses").as_state_machine()):  # type: ignore[misc]  # made at run time
+        def before_call(self, case: Any) -> None:
+            if isinstance(case.body, dict) and "model" in case.body:
+                case.body = {"model": "m", "input": "hi"}
+
+        def call(self, case: Any, **_: Any) -> Any:
+            answer = case.call(
+                base_url=fake.url, session=fake.session, headers=fake.key, timeout=SECONDS
+            )
+            reached.add((case.operation.label, answer.status_code))
+            return answer
+
+        def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+            how = {"base_url": fake.url, "headers": fake.key}
+            # `before_call` mends what was wrong on purpose.
+            left_out = [*LEFT_OUT, checks.negative_data_rejection]
+            case.validate_response(
+                response, excluded_checks=left_out, headers=fake.key, transport_kwargs=how
+            )
+
+    Following.run(
+        settings=settings(
+            max_examples=10,
+            stateful_step_count=6,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+    )
+    one = "/v1/responses/{response_id}"
+    assert {("POST /v1/responses", 200), (f"GET {one}", 200), (f"DELETE {one}", 200)} <= reached
+
+
 def test_a_stored_model_is_copied_and_forgotten(fake: Served) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("/api/copy", "post", {"source": "stored", "destination": "another"}),
@@ -265,7 +335,7 @@ class Pretending(App):
 
     def target(self, model: str) -> Target:
         super().target(model)  # raises for what is not served
-        return FakeTarget(model, lambda *_: deltas_of("a b"))
+        return FakeTarget(model, said)
 
     def embedder(self, model: str) -> Embedder:
         super().embedder(model)
