@@ -455,6 +455,8 @@ class Call(Struct, frozen=True):
     """What stickiness hangs on: a session header, else the user field."""
     traceparent: str | None = None
     trace: Trace = msgspec.field(default_factory=Trace)
+    low: bool = False
+    """Nobody waits for the answer: at a local model those who do go first."""
 
 
 # ---------------------------------------------------------------- the protocols

@@ -48,6 +48,40 @@ def test_a_full_queue_refuses_with_a_time() -> None:
     assert 1 <= refused.retry_after <= 60
 
 
+def test_low_priority_comes_last_one_at_a_time_and_leaves_a_slot() -> None:
+    s = new()
+    three = Need("t", bytes=6, slots=3)
+    loaded(s, three)
+    assert s.on_request(1, three, 1, low=True) == [Grant(1, 1)], "nothing else is going on"
+    assert s.on_request(2, three, 1, low=True) == [], "one at a time"
+    assert s.on_request(3, three, 1) == [Grant(3, 1)]
+    assert s.on_request(4, three, 1) == [Grant(4, 1)]
+    assert s.on_request(5, three, 1) == []
+    assert s.on_release(1, 2) == [Grant(5, 1)], "it came later and goes first"
+    assert s.on_release(5, 3) == [], "the last slot stays free"
+    assert s.on_release(4, 3) == [Grant(2, 1)]
+
+
+def test_low_priority_fills_no_queue_and_drains_no_model() -> None:
+    s = new(max_queue=0)
+    loaded(s, A)
+    granted = s.on_request(1, A, 1)
+    assert granted == [Grant(1, 1)]
+    assert s.on_request(2, A, 1, low=True) == []
+    (refused,) = s.on_request(3, A, 1, low=True)
+    assert isinstance(refused, Refuse)
+    assert refused.why == "overloaded"
+    assert s.on_request(4, A, 1) == [Grant(4, 1)], "those of low priority do not count for it"
+    s = new()
+    loaded(s, A)
+    assert s.on_request(1, A, 1) == [Grant(1, 1)]
+    assert s.on_request(2, B, 1, low=True) == [], "there is no room while A works"
+    assert s.on_tick(50) == [], "and it stays so, whatever its patience"
+    assert s.on_request(3, A, 50) == [Grant(3, 1)]
+    assert s.on_release(3, 51) == []
+    assert s.on_release(1, 52) == [Stop(1, "evicted")], "an idle model makes room"
+
+
 def test_no_queue_still_lets_the_slots_of_a_loading_model_wait() -> None:
     s = new(max_queue=0)
     assert s.on_request(1, A, 0) == [Start(1, "a")]

@@ -64,6 +64,7 @@ class World:
         self.bytes: dict[int, int] = {}
         self.holding: dict[int, int] = {}
         self.waiting: dict[int, Need] = {}
+        self.low: set[int] = set()
         self.ended: dict[int, str] = {}
         self.left: set[int] = set()
         self.tickets = 0
@@ -98,6 +99,8 @@ class World:
             case Grant(ticket=ticket, runner=runner):
                 assert self.state[runner] == "ready", f"granted a {self.state[runner]} runner"
                 assert self.waiting.pop(ticket).key == self.runners[runner].key
+                if ticket in self.low:
+                    self.check_low(runner)
                 self.holding[ticket] = runner
                 self.end(ticket, "granted")
             case Refuse(ticket=ticket, why=why, retry_after=retry):
@@ -113,6 +116,18 @@ class World:
 
     # ------------------------------------------------------------ laws
 
+    def check_low(self, runner: int) -> None:
+        """A request of low priority may take a slot of `runner` now."""
+        need = self.runners[runner]
+        assert not self.queued(need.key), "it overtook somebody"
+        held = [t for t, r in self.holding.items() if r == runner]
+        assert not self.low.intersection(held), "two of low priority at once"
+        assert not held or len(held) + 1 < need.slots, "it took the last slot"
+
+    def queued(self, key: str) -> list[int]:
+        """Those who wait for `key`, of usual priority."""
+        return [t for t, n in self.waiting.items() if n.key == key and t not in self.low]
+
     def check(self) -> None:
         used = sum(self.bytes[runner] for runner in self.runners)
         assert used <= self.budget, f"{used} of {self.budget} bytes"
@@ -123,8 +138,11 @@ class World:
             active = sum(1 for r in self.holding.values() if r == runner)
             assert active <= need.slots, f"{active} requests on {need.slots} slots"
         for need in self.needs:
-            waiting = sum(1 for n in self.waiting.values() if n.key == need.key)
-            assert waiting <= self.limits.max_queue + need.slots, f"{waiting} wait for {need.key}"
+            usual = len(self.queued(need.key))
+            low = sum(1 for n in self.waiting.values() if n.key == need.key) - usual
+            for waiting in (usual, low):
+                most = self.limits.max_queue + need.slots
+                assert waiting <= most, f"{waiting} wait for {need.key}"
         self.check_no_lost_wakeup()
 
     def check_no_lost_wakeup(self) -> None:
@@ -132,6 +150,9 @@ class World:
         for view in self.scheduler.models():
             if view.current is not None and view.queued:
                 active = sum(1 for r in self.holding.values() if r == view.current)
+                if not self.queued(view.key):
+                    assert active, f"{view.key} is idle"
+                    continue
                 assert active == self.runners[view.current].slots, f"{view.key} has a free slot"
             if view.queued and view.current is None and view.coming is None:
                 ends = any(s in ("stopping", "loading") for s in self.state.values())
@@ -181,9 +202,12 @@ class World:
     def request(self) -> None:
         self.tickets += 1
         need = self.rng.choice(self.needs)
+        low = self.rng.random() < 0.3
         self.waiting[self.tickets] = need
-        effects = self.scheduler.on_request(self.tickets, need, self.now)
-        self.do(f"request {self.tickets} {need.key}", effects)
+        if low:
+            self.low.add(self.tickets)
+        effects = self.scheduler.on_request(self.tickets, need, self.now, low=low)
+        self.do(f"request {self.tickets} {need.key}{' low' * low}", effects)
 
     def loaded(self, runner: int) -> None:
         self.state[runner] = "ready"

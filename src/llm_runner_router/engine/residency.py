@@ -173,7 +173,8 @@ class Residency:
         ticket = self._tickets
         future: asyncio.Future[Live] = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
-        self._post(partial(self._scheduler.on_request, ticket, known.need))
+        low = call is not None and call.low
+        self._post(partial(self._scheduler.on_request, ticket, known.need, low=low))
         try:
             live = await self._granted(future, model, call)
             assert live.endpoint is not None

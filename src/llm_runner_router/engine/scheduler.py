@@ -12,7 +12,9 @@ Laws, which the tests check on random schedules:
 - a runner has at most its slots of requests, a model at most one loading runner;
 - every request ends once: granted, refused or cancelled; nothing waits while it could be served;
 - neither a pinned runner nor one with requests is evicted;
-- of a group of models, no more are there than may be at once.
+- of a group of models, no more are there than may be at once;
+- a request of low priority is granted when no other waits for the model, one at a time for each
+  runner, and the last free slot only where nothing else is served; it drains no model in use.
 
 Roads not taken: eviction by count (llama.cpp's router mode) ignores that models differ a
 thousandfold in size; a lock per model (ollama) makes the order of wake-ups luck.
@@ -59,8 +61,8 @@ class Scheduler:
 
     # ------------------------------------------------------------ events
 
-    def on_request(self, ticket: int, need: Need, now: float) -> list[Effect]:
-        """Somebody wants `need`.
+    def on_request(self, ticket: int, need: Need, now: float, *, low: bool = False) -> list[Effect]:
+        """Somebody wants `need`; with `low` after everybody else, and in a queue as long as theirs.
 
         1. Closing, 2. larger than the budget or shut out by a pinned one, 3. parked after crashes,
         4. queue full: refused. 5. Otherwise it waits its turn, which may come at once.
@@ -74,12 +76,13 @@ class Scheduler:
             self._refuse(ticket, "too_big", message)
         elif now < model.parked_until:  # 3
             self._refuse_parked(ticket, model, now)
-        elif self._is_full(model):  # 4
+        elif self._is_full(model, low):  # 4
             wait = self._estimate(model)
             queued = len(model.waiters)
             self._refuse(ticket, "overloaded", f"{queued} requests already wait for it", wait)
         else:  # 5
-            model.waiters.append(WaiterState(ticket, now))
+            at = len(model.waiters) if low else sum(not w.low for w in model.waiters)
+            model.waiters.insert(at, WaiterState(ticket, now, low))
         return self._flush(now)
 
     def on_pin(self, need: Need, now: float) -> list[Effect]:
@@ -157,6 +160,7 @@ class Scheduler:
         runner = self._runners.get(self._granted.pop(ticket, 0))
         if runner is not None:
             since = runner.active.pop(ticket)
+            runner.low = None if runner.low == ticket else runner.low
             runner.last_used = now
             model = self._models[runner.key]
             model.seconds += 0.2 * (now - since - model.seconds)
@@ -291,13 +295,19 @@ class Scheduler:
         return out
 
     def _grant(self, now: float) -> None:
-        """Free slots go to those who waited longest for the model."""
+        """Free slots go to those who waited longest for the model, of low priority last."""
         for model in self._models.values():
             runner = self._runners.get(model.current or 0)
             if runner is None:
                 continue
             while model.waiters and len(runner.active) < runner.need.slots:
-                waiter = model.waiters.popleft()
+                waiter = model.waiters[0]
+                if waiter.low:
+                    free = runner.need.slots - len(runner.active)
+                    if runner.low is not None or (runner.active and free == 1):
+                        break
+                    runner.low = waiter.ticket
+                model.waiters.popleft()
                 runner.active[waiter.ticket] = now
                 runner.last_used = now
                 self._granted[waiter.ticket] = runner.number
@@ -321,7 +331,8 @@ class Scheduler:
             chosen = make_room(missing, self._residents(now), crowds)
             for number in chosen:  # 2
                 self._evict(self._runners[number], model, now)
-            if (missing > 0 or crowds) and not chosen and model.waiters:  # 4, else 3
+            patient = not model.waiters or model.waiters[0].low
+            if (missing > 0 or crowds) and not chosen and not patient:  # 4, else 3
                 if now >= model.waiters[0].since + self.limits.patience:
                     self._drain(model, missing, now)
             return
@@ -357,7 +368,10 @@ class Scheduler:
             and now >= m.not_before
             and now >= m.parked_until
         ]
-        return sorted(found, key=lambda m: m.waiters[0].since if m.waiters else now)
+        return sorted(
+            found,
+            key=lambda m: (m.waiters[0].low, m.waiters[0].since) if m.waiters else (False, now),
+        )
 
     def _hungry(self) -> bool:
         return any(m.waiters and m.current is None for m in self._models.values())
@@ -532,11 +546,12 @@ class Scheduler:
             and (m.current or m.coming)
         }
 
-    def _is_full(self, model: ModelState) -> bool:
+    def _is_full(self, model: ModelState, low: bool) -> bool:
         """The queue is at its limit; slots that are free, or will be once loaded, count extra."""
         runner = self._runners.get(model.current or 0)
         taken = len(runner.active) if runner is not None else 0
-        return len(model.waiters) >= self.limits.max_queue + model.need.slots - taken
+        alike = sum(w.low == low for w in model.waiters)
+        return alike >= self.limits.max_queue + model.need.slots - taken
 
     def _estimate(self, model: ModelState) -> float:
         """Seconds until a newcomer would have its turn, 1 to 60."""

@@ -16,6 +16,8 @@ class WaiterState(Struct):
 
     ticket: int
     since: float
+    low: bool = False
+    """It comes after all that are not."""
 
 
 class RunnerState(Struct):
@@ -30,6 +32,8 @@ class RunnerState(Struct):
     last_used: float
     active: dict[int, float] = {}
     """Tickets it serves, with the instant of the grant."""
+    low: int | None = None
+    """The one of them that is of low priority."""
     draining: Left = "stopped"
     """Why it retires."""
     since: float = 0.0
