@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from msgspec import Struct
@@ -29,6 +29,7 @@ from .engine.residency import Residency, RunnerStatus
 from .errors import RunnerError, Unsupported
 from .home import Home
 from .models.info import LocalModel
+from .models.locks import FileLock
 from .policy.auth import Keys, ensure_key
 from .policy.cache import AnswerCache, Cache
 from .policy.deadline import Deadline
@@ -58,6 +59,9 @@ from .types import (
     Tokenized,
     TokenizeRequest,
 )
+
+if TYPE_CHECKING:
+    from .surfaces.batch_run import BatchRunner
 
 COUNT_SECONDS = 5.0
 """How long a provider may take to count tokens before they are estimated."""
@@ -142,6 +146,8 @@ class App:
         """What clients may come back to."""
         self.files = Files(self.home.files if config.files.enabled else None, config.files)
         """What clients put here."""
+        self._batches: BatchRunner | None = None
+        self._serves = not local_files
         self._shelf = AppStore(self.home, environ)
         self._answers = answers or AnswerCache(clock)
         self._fronts: dict[str, tuple[Target, Target]] = {}
@@ -189,9 +195,14 @@ class App:
             await self._life.enter_async_context(self._client)
             await self._life.enter_async_context(self.residency)
             self._life.push_async_callback(self._preparer.close)
+            self._life.push_async_callback(self._close_batches)
         try:
             await self._preparer.sweep()
             await asyncio.gather(*(self.load(name, pin=True) for name in self.config.engine.pin))
+            if self._serves and self.home.batches.exists():
+                # A server goes on with what the one before has left; a program that uses the
+                # library does not work for its clients.
+                await self.batches.start()
         except BaseException:
             await self.close()
             raise
@@ -213,6 +224,23 @@ class App:
             )
 
     # ------------------------------------------------------------ Gateway
+
+    @property
+    def batches(self) -> BatchRunner:
+        """Files of requests that are answered in their own time. See `Gateway`."""
+        if self._batches is None:
+            from .policy.batches import Batches  # only who uses them pays for it
+            from .surfaces.batch_run import BatchRunner
+
+            lock = FileLock(self.home.batches / "lock")
+            store = Batches(self.home.batches, lock)
+            longest = self.config.server.max_body
+            self._batches = BatchRunner(self, store, self.config.batches, longest=longest)
+        return self._batches
+
+    async def _close_batches(self) -> None:
+        if self._batches is not None:
+            await self._batches.aclose()
 
     @property
     def admin(self) -> App:

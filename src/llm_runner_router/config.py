@@ -249,6 +249,19 @@ class Files(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of all of them; more are refused until some are deleted."""
 
 
+class Batches(Struct, frozen=True, forbid_unknown_fields=True):
+    """Batches of OpenAI's API: files of requests that are answered when nobody else waits."""
+
+    enabled: bool = True
+    """Run them. They need `files.enabled`."""
+    parallel: Annotated[int, Meta(ge=1, le=256)] = 4
+    """Requests of all batches in work at once; a local model answers one of them at a time."""
+    max_lines: Annotated[int, Meta(ge=1)] = 50_000
+    """Requests of one batch."""
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 5
+    """How often a request is asked that fails where asking again may help."""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set. No file at all means: serve the zoo and `auto`."""
 
@@ -268,6 +281,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Answers that clients come back to."""
     files: Files = Files()
     """Files of clients."""
+    batches: Batches = Batches()
+    """Files of requests."""
     deadline: Seconds = 600.0
     """Seconds a request may take in all; a client may ask for less with `x-llmrr-timeout`."""
     aliases: dict[str, str] = {}

@@ -7,7 +7,7 @@ Does not know: how targets are built, any transport, any wire format.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Raw, Struct
 
@@ -27,6 +27,11 @@ from llm_runner_router.types import (
     Trace,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from llm_runner_router.policy.batches import Batch
+
+    from .batch_run import Wish
 
 
 class FileFacts(Struct, frozen=True):
@@ -195,6 +200,46 @@ class Admin(Protocol):
         ...
 
 
+class BatchDesk(Protocol):
+    """Where batches are asked for. They belong to the key they were made with."""
+
+    async def create(self, owner: str, wish: Wish) -> Batch:
+        """Begin a batch.
+
+        Raises:
+            NotFound: there is no such file of `owner`'s.
+            BadRequest: it is for something else, or no batches are run.
+            Overloaded: too many are not done.
+            Unavailable: another process runs the batches.
+        """
+        ...
+
+    async def get(self, owner: str, id: str) -> Batch:
+        """A batch as it is now.
+
+        Raises:
+            NotFound: there is none, or it is another's.
+        """
+        ...
+
+    async def page(self, owner: str, after: str | None, limit: int) -> tuple[Sequence[Batch], bool]:
+        """Up to `limit` batches, the newest first, and whether there are more.
+
+        Raises:
+            NotFound: there is none called `after`.
+        """
+        ...
+
+    async def cancel(self, owner: str, id: str) -> Batch:
+        """End a batch; what is answered stays.
+
+        Raises:
+            NotFound: there is none, or it is another's.
+            BadRequest: it has ended.
+        """
+        ...
+
+
 class Gateway(Protocol):
     """The product as a surface sees it."""
 
@@ -211,6 +256,11 @@ class Gateway(Protocol):
     @property
     def files(self) -> Files:
         """What clients put here."""
+        ...
+
+    @property
+    def batches(self) -> BatchDesk:
+        """Files of requests that are answered in their own time."""
         ...
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> str:

@@ -41,6 +41,7 @@ from . import (
 )
 from .admin import AdminRoutes
 from .base import Gateway, Reply
+from .batches_routes import BatchRoutes
 from .bedrock_routes import BedrockRoutes
 from .bedrock_routes import spoken as spoken_by_bedrock
 from .codec import MAX_FALLBACKS
@@ -108,6 +109,7 @@ class HttpApp:
         self._admin = AdminRoutes(gateway, self.body, shutdown)
         self._responses = ResponseRoutes(gateway, self)
         self._files = FileRoutes(gateway, self, body_seconds)
+        self._batches = BatchRoutes(gateway, self)
         self._gemini = GeminiRoutes(gateway, self)
         self._ollama = OllamaRoutes(gateway, self)
         self._cohere = CohereRoutes(gateway, self)
@@ -188,9 +190,9 @@ class HttpApp:
         if methods is None and path.startswith("/models/"):
             methods = self._gemini.find(path) or self._one_model["/models/{model}"]
         if methods is None:
-            others = (self._responses, self._files, self._ollama, self._cohere, self._bedrock)
-            found = (one.find(path) for one in (*others, self._litellm))
-            methods = next((one for one in found if one), None)
+            openai = (self._responses, self._files, self._batches)
+            others = (*openai, self._ollama, self._cohere, self._bedrock, self._litellm)
+            methods = next((found for one in others if (found := one.find(path))), None)
         if methods is None:
             raise self._no_route(path)
         return _by_method(methods, exchange)
@@ -208,6 +210,7 @@ class HttpApp:
             self._one_model,
             self._responses.table,
             self._files.table,
+            self._batches.table,
             self._gemini.table,
             self._ollama.table,
             self._cohere.table,

@@ -28,7 +28,7 @@ from llm_runner_router.types import (
     Trace,
 )
 
-from .base import Deployment, Described, Watch
+from .base import BatchDesk, Deployment, Described, Watch
 
 T = TypeVar("T")
 
@@ -91,7 +91,10 @@ class FakeGateway:
     Attributes:
         asked: what the operator's routes asked for, in order, as `verb:name`.
         started, closed: how often; so that it can stand for a whole service.
+        batches: set by who wants them.
     """
+
+    batches: BatchDesk
 
     def __init__(
         self,
