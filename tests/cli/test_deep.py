@@ -73,3 +73,10 @@ def test_a_file_of_gguf_without_its_ending(llmrr: Run, tmp_path: Path) -> None:
     shutil.copy(ZOO / "tiny-math.gguf", tmp_path / "sha256-0123")
     done = llmrr("verify", "--deep", "--no-run", str(tmp_path / "sha256-0123"))
     assert "ok   tokenizer" in done.out
+
+
+def test_an_engine_that_there_is_not_says_nothing_of_the_model(llmrr: Run) -> None:
+    done = llmrr("verify", "--deep", "--engine", "nope", "zoo:tiny-math")
+    assert done.code == 2
+    assert "`nope`" in done.err or "'nope'" in done.err
+    assert not done.out

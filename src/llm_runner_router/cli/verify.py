@@ -91,6 +91,10 @@ def command(
         raise click.UsageError("`--no-run`, `--engine` and `--repair` go with `--deep`")
     if undo_repair and (deep or not models):
         raise click.UsageError("`--undo-repair` goes with a MODEL and without `--deep`")
+    if engine is not None:
+        from llm_runner_router.engine.select import load_engine
+
+        load_engine(engine)  # one that there is not says nothing of the models
     if undo_repair:
         found_now = _undone(names, store)
     elif deep:
