@@ -37,8 +37,9 @@ class Host(Struct, frozen=True, forbid_unknown_fields=True):
     """It usually runs on this machine, costs nothing and needs no account."""
     key_header: str = "Authorization"
     key_prefix: str = "Bearer "
-    auth: Literal["key", "sigv4"] = "key"
-    """`sigv4`: without a key, requests are signed with AWS credentials (`sigv4.py`)."""
+    auth: Literal["key", "sigv4", "entra"] = "key"
+    """Without a key, `sigv4`: requests are signed with AWS credentials (`sigv4.py`); `entra`: they
+    carry a token of Microsoft Entra's (`entra.py`)."""
     path: str = ""
     """Put between base URL and route; `{model}` is replaced (Azure's deployments)."""
     query: str = ""

@@ -50,6 +50,7 @@ from llm_runner_router.types import (
 from . import dialects
 from .dialects import rerank
 from .dialects.base import WireRequest
+from .entra import Entra
 from .hosts import Host
 from .http import HttpClient, Response, Timeouts
 from .reader import StreamReader
@@ -142,8 +143,8 @@ class RemoteTarget:
         self._fixed = _fixed_headers(host, key, headers or {})
         self._secrets = _secrets(key, headers or {})
         self._signer: Signer | None = None
-        if host.auth == "sigv4" and all(n.lower() != "authorization" for n, _ in self._fixed):
-            self._signer = SigV4(self._base)
+        if not {name.lower() for name, _ in self._fixed} & {"authorization", "api-key"}:
+            self._signer = _signer(host, self._base, client)
 
     @property
     def name(self) -> str:
@@ -451,6 +452,13 @@ class _Stream:
             self._pending.extend(self._reader.end())
             return
         raise self._own(UpstreamTimeout("only comments came instead of the first token"))
+
+
+def _signer(host: Host, base: str, client: HttpClient) -> Signer | None:
+    """Who speaks for an account without a key; None: nobody is asked to."""
+    if host.auth == "sigv4":
+        return SigV4(base)
+    return Entra(base, client) if host.auth == "entra" else None
 
 
 def _split(base_url: str | None, host: Host, model: str) -> tuple[str, str]:
