@@ -56,6 +56,12 @@ def test_the_least_request() -> None:
     assert (request.stream, request.include_usage) == (True, True)
 
 
+@pytest.mark.parametrize("body", [b"8{", b"8\xff{", b'"\xff"', b'{"contents": 1, "a": "\xff"}'])
+def test_what_begins_with_a_wrong_type_may_be_no_json_at_all(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        decode(body, "m", stream=False)
+
+
 def test_nulls_ask_for_nothing() -> None:
     names = ("generationConfig", "systemInstruction", "tools", "toolConfig", "serviceTier")
     asked = read(contents=[{"parts": [{"text": "hi"}]}], **dict.fromkeys(names))

@@ -135,6 +135,9 @@ def _camel(value: Any) -> Any:
     }
 
 
+_anything = msgspec.json.Decoder()
+
+
 def read(decoder: msgspec.json.Decoder[T], body: bytes) -> tuple[T, bytes]:
     """`body` as Google's servers read it, and its bytes in the usual spelling.
 
@@ -150,8 +153,10 @@ def read(decoder: msgspec.json.Decoder[T], body: bytes) -> tuple[T, bytes]:
     except BadRequest as exc:
         if exc.code != "invalid_type":
             raise
-        listed = msgspec.json.encode(_listed(msgspec.json.decode(usual)))
-        if listed == msgspec.json.encode(msgspec.json.decode(usual)):
+        # What has a wrong type at its beginning may be no JSON at its end.
+        given = parse(_anything, usual)
+        listed = msgspec.json.encode(_listed(given))
+        if listed == msgspec.json.encode(given):
             raise
     return parse(decoder, listed), listed
 
