@@ -246,7 +246,11 @@ class _Check:
             )
         if target in self.config.models or target in self.aliases or target in VIRTUAL:
             raise self._wrong(at, f"`{target}` is an entry of its own; give the adapters to that")
-        if refs.parse(target).kind == "provider":
+        try:
+            kind = refs.parse(target).kind
+        except BadRequest as exc:
+            raise self._wrong((*at[:-1], "target"), exc.message, exc.hint) from exc
+        if kind == "provider":
             raise self._wrong(at, "`adapters` are for models that run here")
         for name, text in node.adapters.items():
             self._name(name, (*at, name))

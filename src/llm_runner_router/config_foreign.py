@@ -91,6 +91,11 @@ class Notes:
         return tuple(sorted(self._notes, key=lambda note: note.line))
 
 
+def texts(value: object) -> list[str]:
+    """The texts of a list; nothing of anything else."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
 def spelled(at: Where) -> str:
     """A path as people write it: `model_list[0].litellm_params.model`."""
     text = ""

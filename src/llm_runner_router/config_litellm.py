@@ -18,7 +18,7 @@ from msgspec import Struct
 from . import config_litellm_rest as rest
 from . import refs
 from .config_check import hosts
-from .config_foreign import Foreign, Notes, spelled
+from .config_foreign import Foreign, Notes, spelled, texts
 from .config_litellm_hosts import ABSENT, HOSTS, Account, Accounts, split
 from .config_yaml import Path as Where
 from .errors import BadRequest, ConfigError
@@ -192,13 +192,17 @@ class _Reading:
                 raise ConfigError(f"{self.where(at)}: `litellm_params` with a `model` is missing")
             credential = params.get("litellm_credential_name")
             if credential is not None:
-                if credential not in self.credentials:
+                if not isinstance(credential, str) or credential not in self.credentials:
                     raise ConfigError(
                         f"{self.where((*at, 'litellm_params', 'litellm_credential_name'))}: no"
                         f" credential is called {credential!r}"
                     )
                 params = {**self.credentials[credential], **params}
-            provider, _ = split(params["model"], params.get("custom_llm_provider"))
+            custom = params.get("custom_llm_provider")
+            if custom is not None and not isinstance(custom, str):
+                place = (*at, "litellm_params", "custom_llm_provider")
+                raise ConfigError(f"{self.where(place)}: expected a name")
+            provider, _ = split(params["model"], custom)
             if provider in ABSENT and HOSTS.get(provider, provider) not in hosts():
                 self.notes.lost(
                     (*at, "litellm_params", "model"),
@@ -211,7 +215,8 @@ class _Reading:
 
     def _elsewhere(self, at: Where, entry: Mapping[str, Any]) -> bool:
         """Whether the entry is for another stage (`supported_environments`)."""
-        stages = (entry.get("model_info") or {}).get("supported_environments")
+        info = entry.get("model_info")
+        stages = texts(info.get("supported_environments")) if isinstance(info, dict) else []
         here = self.env.get("LITELLM_ENVIRONMENT", "")
         if not stages or not here or here in stages:
             return False
@@ -429,10 +434,10 @@ class _Reading:
         for alias, meant in given.items():
             at = ("router_settings", "model_group_alias", alias)
             name = meant.get("model") if isinstance(meant, dict) else meant
-            if alias in self.groups or name not in self.groups:
+            if alias in self.groups or not isinstance(name, str) or name not in self.groups:
                 self.notes.lost(at, f"`{alias}` is a model itself, or `{name}` is none here")
                 continue
-            aliases[alias] = str(name)
+            aliases[alias] = name
             self.lines["aliases", alias] = self.notes.line(at)
             self.notes.became(at, f"an alias of `{name}`")
         return aliases

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config_foreign import Notes, Outcome
+from .config_foreign import Notes, Outcome, texts
 from .config_yaml import Path as Where
 
 Fate = tuple[Outcome, str]
@@ -172,12 +172,13 @@ def special_fallbacks(
     A prompt that is too long moves on along `fallback` here, so what is named there too is carried.
     """
     for kind in ("context_window_fallbacks", "content_policy_fallbacks"):
-        for index, pair in enumerate(given.get(kind) or ()):
+        listed = given.get(kind)
+        for index, pair in enumerate(listed if isinstance(listed, list) else ()):
             at: Where = (section, kind, index)
             for group, names in (pair if isinstance(pair, dict) else {}).items():
                 if kind == "content_policy_fallbacks":
                     notes.lost((*at, group), "an answer that was refused for its content stays so")
-                elif set(names) <= set(chains.get(group, ())):
+                elif set(texts(names)) <= set(chains.get(group, ())):
                     notes.became((*at, group), "`fallback`, which also serves prompts too long")
                 else:
                     notes.lost(

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from .config_foreign import Foreign, Notes, spelled, variable
+from .config_foreign import Foreign, Notes, spelled, texts, variable
 from .config_yaml import Path as Where
 from .errors import ConfigError
 
@@ -133,10 +133,9 @@ class _Reading:
         if model.get("env"):
             adopt["env"] = self._variables(model["env"], macros, (*at, "env"))
         node: dict[str, Any] = {"adopt": adopt}
-        aliases = [
-            a["id"] if isinstance(a, dict) and "id" in a else str(a)
-            for a in model.get("aliases") or ()
-        ]
+        given = model.get("aliases")
+        listed = given if isinstance(given, list) else []
+        aliases = texts([a.get("id") if isinstance(a, dict) else a for a in listed])
         if aliases:
             node["aliases"] = aliases
             self.notes.became((*at, "aliases"), "`aliases`")
@@ -205,7 +204,7 @@ class _Reading:
         for name, group in self._mapping(self.raw, "groups", ()).items():
             at: Where = ("groups", name)
             group = group if isinstance(group, dict) else {}
-            members = [m for m in group.get("members") or () if m in self.models]
+            members = [m for m in texts(group.get("members")) if m in self.models]
             left = [m for m in left if m not in members]
             if group.get("swap", True) and members:
                 groups[name] = {"models": members, "at_once": 1}
@@ -237,10 +236,10 @@ class _Reading:
             self.providers[provider] = settings
             self.lines["providers", provider] = self.notes.line(at)
             self.notes.became(at, f"the provider `{provider}`")
-            for model in peer.get("models") or ():
+            for model in texts(peer.get("models")):
                 if model not in self.models:
-                    self.models[str(model)] = f"{provider}/{model}"
-                    self.lines["models", str(model)] = self.notes.line((*at, "models"))
+                    self.models[model] = f"{provider}/{model}"
+                    self.lines["models", model] = self.notes.line((*at, "models"))
             for key in peer:
                 if key not in ("proxy", "apiKey", "models"):
                     self.notes.lost((*at, key), "has no counterpart here")
@@ -263,13 +262,13 @@ class _Reading:
             if "globalTTL" in self.raw:
                 self.notes.became(("globalTTL",), "`engine.keep_alive`")
         startup = self._mapping(self._mapping(self.raw, "hooks", ()), "on_startup", ("hooks",))
-        pinned = [name for name in startup.get("preload") or () if name in self.models]
+        pinned = [name for name in texts(startup.get("preload")) if name in self.models]
         if pinned:
             self.engine["pin"] = pinned
             self.notes.became(("hooks", "on_startup", "preload"), "`engine.pin`: they stay loaded")
 
     def _keys(self) -> None:
-        keys = self.raw.get("apiKeys") or ()
+        keys = texts(self.raw.get("apiKeys"))
         if not keys:
             self.notes.moot((), "without `apiKeys` anybody is let in there; here the key is made")
             return
