@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,12 +20,14 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from llm_runner_router import config
+from llm_runner_router.app import App
 from llm_runner_router.config import Batches as Settings
 from llm_runner_router.config import Server
 from llm_runner_router.errors import NotFound, Overloaded, RateLimited, StreamBroken, Unavailable
+from llm_runner_router.home import find
 from llm_runner_router.models.locks import FileLock
 from llm_runner_router.policy import batches as kept
-from llm_runner_router.policy.batches import Batches
+from llm_runner_router.policy.batches import Batches, Journal
 from llm_runner_router.policy.files import Files
 from llm_runner_router.server import serve
 from llm_runner_router.surfaces.batch_run import BatchRunner, Wish
@@ -432,3 +437,79 @@ async def test_one_process_runs_the_batches_of_a_folder(tmp_path: Path) -> None:
                 await second.create("test", Wish(batch.input_file_id, CHAT, "24h", 86_400))
         finally:
             await second.aclose()
+
+
+async def test_a_full_disk_fails_the_batch_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Journal.add
+
+    def full(journal: Journal, id: str, line: bytes, *, ok: bool) -> None:
+        if journal.completed == 2:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        add(journal, id, line, ok=ok)
+
+    monkeypatch.setattr(Journal, "add", full)
+    async with place(tmp_path, parallel=2) as p:
+        done = await p.end(await p.begin([line(f"r{i}") for i in range(5)]))
+        assert done.status == "failed"
+        assert done.errors is not None
+        assert [problem.code for problem in done.errors.data or ()] == ["server_error"]
+        assert len(await p.lines(done.output_file_id)) == 2
+
+
+def test_half_a_line_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.add("a", b'{"custom_id":"a"}', ok=True)
+    write = os.write
+    calls = []
+
+    def short(handle: int, data: Any) -> int:
+        calls.append(handle)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(handle, bytes(data)[:5])
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(OSError, match="no space"):
+        journal.add("b", b'{"custom_id":"b"}', ok=True)
+    monkeypatch.undo()
+    journal.add("c", b'{"custom_id":"c"}', ok=True)
+    assert journal.answers.read_bytes() == b'{"custom_id":"a"}\n{"custom_id":"c"}\n'
+    assert (journal.completed, journal.failed, journal.done) == (2, 0, {"a", "c"})
+    journal.close()
+    again = Journal(tmp_path)
+    assert (again.completed, again.done) == (2, {"a", "c"})
+    again.close()
+
+
+async def test_a_server_goes_on_with_batches_and_a_program_does_not() -> None:
+    home = find(os.environ)
+    folder = home.batches / "batch_left"
+    folder.mkdir(parents=True)
+    (folder / "input.jsonl").write_text(line("a", model="nobody"))
+    now = int(time.time())
+    left = kept.Batch(
+        id="batch_left",
+        endpoint=CHAT,
+        input_file_id="file-gone",
+        completion_window="24h",
+        created_at=now,
+        expires_at=now + 86_400,
+    )
+    store = Batches(home.batches, FileLock(home.batches / "lock"))
+    await store.add(kept.Entry(left, "ada"))
+    await store.aclose()
+    empty = config.Config(zoo=False, engine=config.Engine(spare=False))
+    for local_files, status in ((True, "validating"), (False, "completed")):
+        app = App(empty, local_files=local_files)
+        await app.start()
+        try:
+            tasks = [job.task for job in app.batches._jobs.values()]
+            if tasks:
+                await asyncio.wait(tasks, timeout=30)
+            batch = await app.batches.get("ada", "batch_left")
+            assert batch.status == status
+        finally:
+            await app.close()
+    assert (batch.request_counts.failed, batch.output_file_id) == (1, None)
