@@ -77,7 +77,7 @@ def test_odd_values_are_told(text: str) -> None:
     reader = config_litellm if config_litellm.MARK in raw else config_llama_swap
     rng = Random(3)
     refused: list[str] = []
-    for _ in range(600):
+    for _ in range(80):
         odd = spoilt(spoilt(raw, rng), rng) if rng.random() < 0.3 else spoilt(raw, rng)
         try:
             found = reader.convert(odd, lines, "theirs", {"PROXY_KEY": "k", "SWAP_KEY": "k"})
@@ -85,14 +85,14 @@ def test_odd_values_are_told(text: str) -> None:
             refused.append(exc.message)
         else:
             survives(found)
-    assert len(refused) > 20
+    assert len(refused) > 3
     assert all(message.startswith("theirs:") for message in refused)
 
 
 def test_odd_bytes_are_told() -> None:
     rng = Random(4)
     refused: list[str] = []
-    for _ in range(500):
+    for _ in range(150):
         text = list(MODELFILE)
         for _ in range(rng.randint(1, 8)):
             text[rng.randrange(len(text))] = rng.choice('"\n{}#\x00 €')
