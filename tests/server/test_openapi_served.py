@@ -292,6 +292,11 @@ def test_links_between_responses_are_followed(fake: Served) -> None:
     assert {("POST /v1/responses", 200), (f"GET {one}", 200), (f"DELETE {one}", 200)} <= reached
 
 
+def test_nothing_to_embed_is_an_empty_vector(fake: Served) -> None:
+    answer = fake.ask(case_of(fake, "/api/embeddings", "post", {"model": "e", "input": []}))
+    assert answer.json() == {"embedding": []}
+
+
 def test_a_stored_model_is_copied_and_forgotten(fake: Served) -> None:
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("/api/copy", "post", {"source": "stored", "destination": "another"}),

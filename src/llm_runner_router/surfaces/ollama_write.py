@@ -235,5 +235,5 @@ def vectors(found: Embeddings, model: str, seconds: float) -> bytes:
 
 
 def vector(found: Embeddings) -> bytes:
-    """The answer of `/api/embeddings`, which has one."""
-    return _encode({"embedding": found.vectors[0]})
+    """The answer of `/api/embeddings`, which has one; it is empty where nothing was asked."""
+    return _encode({"embedding": found.vectors[0] if found.vectors else ()})
