@@ -127,7 +127,7 @@ def test_what_the_engine_fixes_is_checked(kind: str, changes: dict[str, Any], fi
     with pytest.raises(Unsupported) as refused:
         planned(checkpoint(), architectures=[kind], **changes)
     assert f"`{field}`" in refused.value.message
-    assert "transformers" in (refused.value.hint or "")
+    assert "`torch`" in (refused.value.hint or "")
 
 
 def test_no_class_belongs_to_two_families() -> None:

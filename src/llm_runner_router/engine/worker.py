@@ -27,6 +27,7 @@ from msgspec import Struct
 from llm_runner_router.convert import process as processes
 from llm_runner_router.errors import LoadFailed, RunnerCrashed
 
+from . import pages
 from .threads import ENV, Wait
 
 LINES = 200
@@ -97,7 +98,9 @@ class Worker:
             "llm_runner_router.engine.child",
             str(os.getpid()),
             runner,
-            env=processes.harmless(environ, _ENGINES) | ENV[wait],
+            env=processes.harmless(environ, _ENGINES)
+            | ENV[wait]
+            | pages.variables(environ, runner),
         )
         worker = cls(process, wait)
         worker._tasks = [
