@@ -8,7 +8,7 @@ ZOO_VENV := .venv-zoo
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-annotate --no-header
 # All extras but torch, which has a list of its own: requirements/torch.lock.
-EXTRAS := $(foreach name,mistralrs onnx s3 signing tiktoken,--extra $(name))
+EXTRAS := $(foreach name,bedrock mistralrs onnx s3 signing tiktoken,--extra $(name))
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-long lint format types layers gen check-gen check bench lock clean
