@@ -101,6 +101,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "LLMRR_ENGINE_THREADS": ("3", 3),
     "LLMRR_ENGINE_MEMORY": ("2GiB", 2 * 1024**3),
     "LLMRR_ENGINE_CONVERSIONS": ("8", 8),
+    "LLMRR_BATCHES_ATTEMPTS": ("8", 8),
+    "LLMRR_BATCHES_PARALLEL": ("8", 8),
     "LLMRR_DEADLINE": ("5m", 300.0),
 }
 
