@@ -25,7 +25,7 @@ from llm_runner_router.types import (
     Tool,
 )
 
-from .anthropic_read import Block, Turn, conversation, given
+from .anthropic_read import Block, Turn, conversation
 from .anthropic_write import DIALECT, EventWriter, Relay, error, message, stream_error
 from .base import Reply
 from .codec import (
@@ -34,7 +34,9 @@ from .codec import (
     check_model,
     events,
     extra,
+    given,
     limit,
+    missing,
     names_of_fallbacks,
     parse,
     raw_fields,
@@ -181,7 +183,7 @@ def _tool(tool: _Tool, path: str) -> Tool:
         return Tool(tool.name or tool.type or "", kind=tool.type)
     if tool.input_schema is None:
         param = f"{path}.input_schema"
-        raise BadRequest(f"{param!r} is missing", param=param, code="missing_required_parameter")
+        raise missing(param)
     return Tool(
         name=given(tool.name, f"{path}.name"),
         description=tool.description,

@@ -9,7 +9,7 @@ rest, as the other dialects have them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -30,7 +30,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-V = TypeVar("V")
+from .codec import given, plain
 
 
 class Source(Struct, frozen=True):
@@ -88,7 +88,7 @@ def conversation(system: str | list[Block] | None, messages: list[Turn]) -> Iter
             yield Message("system", system)
     elif system:
         parts = _parts(system, "system")
-        yield Message("system", _plain(parts))
+        yield Message("system", plain(parts))
     for i, turn in enumerate(messages):
         yield from _turn(turn, f"messages[{i}]")
 
@@ -106,11 +106,11 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
             pending.append(block)
             continue
         if pending:
-            yield Message(turn.role, _plain(_parts(pending, path + ".content")))
+            yield Message(turn.role, plain(_parts(pending, path + ".content")))
             pending = []
         yield _result(block, f"{path}.content[{k}]")
     if pending:
-        yield Message(turn.role, _plain(_parts(pending, path + ".content")))
+        yield Message(turn.role, plain(_parts(pending, path + ".content")))
 
 
 def _assistant(blocks: list[Block], path: str) -> Message:
@@ -122,7 +122,7 @@ def _assistant(blocks: list[Block], path: str) -> Message:
             arguments = msgspec.json.encode(block.input or {}).decode()
             name, id = given(block.name, f"{where}.name"), given(block.id, f"{where}.id")
             calls.append(ToolCall(id, name, arguments, block.cache_control))
-    content = _plain(_parts(spoken, path + ".content")) if spoken else None
+    content = plain(_parts(spoken, path + ".content")) if spoken else None
     return Message("assistant", content, tool_calls=tuple(calls))
 
 
@@ -131,7 +131,7 @@ def _result(block: Block, path: str) -> Message:
     if isinstance(block.content, str):
         content = block.content
     elif block.content:
-        content = _plain(_parts(block.content, path + ".content"))
+        content = plain(_parts(block.content, path + ".content"))
     return Message(
         "tool",
         content,
@@ -139,13 +139,6 @@ def _result(block: Block, path: str) -> Message:
         is_error=block.is_error is True,
         cache_control=block.cache_control,
     )
-
-
-def _plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
-    """A lone text as a string, which every template knows."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart) and parts[0].cache_control is None:
-        return parts[0].text
-    return parts
 
 
 def _parts(blocks: list[Block], path: str) -> tuple[Part, ...]:
@@ -167,17 +160,6 @@ def _part(block: Block, path: str) -> Part:
     if kind == "redacted_thinking":
         return RedactedPart(given(block.data, f"{path}.data"))
     return ForeignPart(kind)
-
-
-def given(value: V | None, path: str, *, empty: bool = False) -> V:
-    """`value`, which must be there.
-
-    Raises:
-        BadRequest: it is not; names `path`.
-    """
-    if value is None or (value == "" and not empty):
-        raise BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
-    return value
 
 
 def _image(source: Source, path: str) -> str:

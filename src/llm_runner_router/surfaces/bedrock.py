@@ -30,7 +30,7 @@ from llm_runner_router.types import (
 )
 
 from .base import Reply
-from .bedrock_read import Block, CachePoint, Turn, conversation, given
+from .bedrock_read import Block, CachePoint, Turn, conversation
 from .bedrock_write import DIALECT, EventWriter, Relay, count, error, message, stream_error
 from .codec import (
     MAX_STOPS,
@@ -38,6 +38,7 @@ from .codec import (
     check_model,
     events,
     extra,
+    given,
     limit,
     names_of_fallbacks,
     parse,

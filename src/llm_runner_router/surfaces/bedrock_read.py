@@ -11,7 +11,7 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
@@ -35,7 +35,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-V = TypeVar("V")
+from .codec import given, plain
 
 _NONE = Raw(b"")
 
@@ -155,7 +155,7 @@ def conversation(system: list[Block] | None, turns: list[Turn]) -> Iterator[Mess
     if not turns:
         raise BadRequest("'messages' is empty", param="messages", code="invalid_value")
     if system:
-        yield Message("system", _plain(_parts(system, "system")))
+        yield Message("system", plain(_parts(system, "system")))
     for i, turn in enumerate(turns):
         yield from _turn(turn, f"messages[{i}]")
 
@@ -171,13 +171,13 @@ def _turn(turn: Turn, path: str) -> Iterator[Message]:
         before = blocks[k - 1] if k else Block()
         if block.tool_result is not None:
             if pending:
-                yield Message(turn.role, _plain(_parts(pending, f"{path}.content")))
+                yield Message(turn.role, plain(_parts(pending, f"{path}.content")))
                 pending = []
             yield _result(block.tool_result, after, f"{path}.content[{k}].toolResult")
         elif block.cache_point is None or before.tool_result is None:
             pending.append(block)
     if pending or not blocks:
-        yield Message(turn.role, _plain(_parts(pending, f"{path}.content")))
+        yield Message(turn.role, plain(_parts(pending, f"{path}.content")))
 
 
 def _assistant(blocks: list[Block], path: str) -> Message:
@@ -192,7 +192,7 @@ def _assistant(blocks: list[Block], path: str) -> Message:
             calls[-1] = msgspec.structs.replace(calls[-1], cache_control=control)
         else:
             spoken.append(block)
-    content = _plain(_parts(spoken, f"{path}.content")) if spoken else None
+    content = plain(_parts(spoken, f"{path}.content")) if spoken else None
     return Message("assistant", content, tool_calls=tuple(calls))
 
 
@@ -208,18 +208,11 @@ def _result(result: _Result, after: Block, path: str) -> Message:
     point = after.cache_point
     return Message(
         "tool",
-        _plain(_parts(result.content, f"{path}.content")) if result.content else "",
+        plain(_parts(result.content, f"{path}.content")) if result.content else "",
         tool_call_id=given(result.tool_use_id, f"{path}.toolUseId"),
         is_error=result.status == "error",
         cache_control=None if point is None else point.control,
     )
-
-
-def _plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
-    """A lone text as a string, which every template knows."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart) and parts[0].cache_control is None:
-        return parts[0].text
-    return parts
 
 
 def _parts(blocks: list[Block], path: str) -> tuple[Part, ...]:
@@ -267,17 +260,6 @@ def _thought(told: _Reasoning, path: str) -> Part:
     if said.startswith(tuple(signer.encode() for signer in SIGNERS)):
         return RedactedPart(said.decode("utf-8", "replace"))
     return RedactedPart(data)
-
-
-def given(value: V | None, path: str) -> V:
-    """`value`, which must be there.
-
-    Raises:
-        BadRequest: it is not; names `path`.
-    """
-    if value is None or value == "":
-        raise BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
-    return value
 
 
 def _image(image: _Media, path: str) -> str:

@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from llm_runner_router.deltas import Answer, Collector
 from llm_runner_router.errors import BadRequest, StreamBroken
-from llm_runner_router.types import Delta, Request
+from llm_runner_router.types import Delta, Part, Request, TextPart
 
 from . import veil
 from .base import Reply
@@ -102,6 +102,29 @@ def check_model(model: str) -> None:
     """An empty model name is a mistake of the client, not an unknown model."""
     if not model:
         raise BadRequest("'model' is empty", param="model", code="missing_required_parameter")
+
+
+def missing(path: str) -> BadRequest:
+    """The error for a field that is not there."""
+    return BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
+
+
+def given(value: T | None, path: str, *, empty: bool = False) -> T:
+    """`value`, which must be there.
+
+    Raises:
+        BadRequest: it is not; names `path`.
+    """
+    if value is None or (value == "" and not empty):
+        raise missing(path)
+    return value
+
+
+def plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
+    """A lone text as a string, which every template knows."""
+    if len(parts) == 1 and isinstance(parts[0], TextPart) and parts[0].cache_control is None:
+        return parts[0].text
+    return parts
 
 
 def limit(name: str, value: int | None, low: int) -> None:

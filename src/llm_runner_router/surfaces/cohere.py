@@ -31,6 +31,7 @@ from .codec import (
     check_model,
     events,
     extra,
+    given,
     limit,
     names_of_fallbacks,
     parse,
@@ -38,7 +39,7 @@ from .codec import (
     relayed,
     whole,
 )
-from .cohere_read import Document, Turn, conversation, given
+from .cohere_read import Document, Turn, conversation
 from .cohere_write import DIALECT, EventWriter, Relay, error, response, stream_error
 
 __all__ = ["DIALECT", "decode", "encode", "error", "stream_error"]

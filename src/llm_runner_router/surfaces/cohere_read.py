@@ -9,7 +9,7 @@ turns: that is how a model that knows no documents is shown some.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -26,7 +26,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-V = TypeVar("V")
+from .codec import given, missing
 
 
 class Document(Struct, frozen=True):
@@ -116,7 +116,7 @@ def _turn(turn: Turn, path: str) -> Message:
         return _spoken(turn, path)
     content = turn.content
     if content is None or (not content and turn.role != "tool"):
-        raise _missing(f"{path}.content")
+        raise missing(f"{path}.content")
     parts = content if isinstance(content, str) else _parts(content, f"{path}.content")
     if turn.role == "tool":
         id = given(turn.tool_call_id, f"{path}.tool_call_id")
@@ -143,7 +143,7 @@ def _spoken(turn: Turn, path: str) -> Message:
         else:
             content = turn.tool_plan + (content or "")
     if not (content or calls):
-        raise _missing(f"{path}.content")
+        raise missing(f"{path}.content")
     return Message("assistant", content or None, tool_calls=tuple(calls))
 
 
@@ -170,18 +170,3 @@ def _part(block: Block, path: str) -> Part:
             return TextPart(document.data)
         return TextPart(msgspec.json.encode(document.data).decode())
     return ForeignPart(kind)
-
-
-def given(value: V | None, path: str, *, empty: bool = False) -> V:
-    """`value`, which must be there.
-
-    Raises:
-        BadRequest: it is not; names `path`.
-    """
-    if value is None or (value == "" and not empty):
-        raise _missing(path)
-    return value
-
-
-def _missing(path: str) -> BadRequest:
-    return BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")

@@ -35,7 +35,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-from .codec import parse
+from .codec import missing, parse
 
 THOUGHT = b"llmrr:s:"
 """What a signature begins with that another provider made; what follows is that, as it was."""
@@ -387,7 +387,7 @@ def _media(blob: Blob | None, file: FileRef | None, path: str) -> Part:
         return ForeignPart("part")
     if not file.file_uri:
         where = f"{path}.fileData.fileUri"
-        raise BadRequest(f"{where!r} is missing", param=where, code="missing_required_parameter")
+        raise missing(where)
     if _FILES.match(file.file_uri) or not file.file_uri.startswith("http"):
         return ForeignPart("file at Google's")
     if file.mime_type.startswith("image/"):

@@ -37,7 +37,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-from .codec import MAX_STOPS, check_model, parse
+from .codec import MAX_STOPS, check_model, missing, parse
 from .openai_chat import MAX_TOP_LOGPROBS
 
 DIALECT = "ollama"
@@ -216,7 +216,7 @@ def decode_embed(body: bytes) -> Vectors:
     check_model(asked.model)
     given = asked.input if asked.input is not None else asked.prompt
     if given is None:
-        raise BadRequest("'input' is missing", param="input", code="missing_required_parameter")
+        raise missing("input")
     inputs = (given,) if isinstance(given, str) else tuple(given)
     request = EmbedRequest(asked.model, inputs, asked.dimensions)
     return Vectors(request, duration(asked.keep_alive))

@@ -36,6 +36,7 @@ from .codec import (
     events,
     extra,
     limit,
+    missing,
     names_of_fallbacks,
     parse,
     raw_fields,
@@ -255,7 +256,7 @@ def _check(asked: _Body) -> None:
 
 def _input(asked: _Asked) -> Raw:
     if bytes(asked.input) in (b"", b"null"):
-        raise BadRequest("'input' is missing", param="input", code="missing_required_parameter")
+        raise missing("input")
     return asked.input
 
 
@@ -317,7 +318,7 @@ def _tool(tool: _Tool, path: str) -> Tool:
         return Tool(tool.name or tool.type, kind=tool.type)
     if not tool.name:
         param = f"{path}.name"
-        raise BadRequest(f"{param!r} is missing", param=param, code="missing_required_parameter")
+        raise missing(param)
     return Tool(tool.name, tool.description, _object(tool.parameters), tool.strict)
 
 
@@ -339,7 +340,7 @@ def _format(text: _Text | None) -> ResponseFormat | None:
     schema = _object(wanted.schema)
     if schema is None:
         param = "text.format.schema"
-        raise BadRequest(f"{param!r} is missing", param=param, code="missing_required_parameter")
+        raise missing(param)
     return ResponseFormat("json_schema", schema, wanted.name, wanted.strict)
 
 

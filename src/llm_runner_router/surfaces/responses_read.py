@@ -11,7 +11,7 @@ same dialect as they came, and others are told that something is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -36,7 +36,7 @@ from llm_runner_router.types import (
     ToolCall,
 )
 
-from .codec import parse
+from .codec import given, missing, parse, plain
 
 SIGNED = "llmrr.signed."
 SEALED = "llmrr.sealed."
@@ -45,8 +45,6 @@ dialect under thoughts that can be read, and thoughts that only their provider c
 OpenAI sealed is there as it came."""
 _ABSENT = Raw(b"")
 _ROLES: tuple[Role, ...] = ("user", "assistant", "system", "developer")
-
-V = TypeVar("V")
 
 
 class _Item(Struct, frozen=True):
@@ -136,8 +134,8 @@ class _Turn:
             self._parts += _parts(item, path)
         elif item.type == "function_call":
             arguments = parse(_text, item.arguments or Raw(b'"{}"'), f"{path}.arguments")
-            id = _given(item.call_id, f"{path}.call_id")
-            name = _given(item.name, f"{path}.name")
+            id = given(item.call_id, f"{path}.call_id")
+            name = given(item.name, f"{path}.name")
             self._calls.append(ToolCall(id, name, arguments, signature=item.llmrr_signature))
         elif item.type == "reasoning":
             self._parts.append(_thought(item, path))
@@ -155,21 +153,21 @@ class _Turn:
         parts, calls = tuple(self._parts), tuple(self._calls)
         self._parts, self._calls = [], []
         if parts or calls:
-            yield Message("assistant", _plain(parts) if parts else None, tool_calls=calls)
+            yield Message("assistant", plain(parts) if parts else None, tool_calls=calls)
 
 
 def _said(item: _Item, path: str) -> Message:
     role = item.role
     for known in _ROLES:
         if known == role:
-            return Message(known, _plain(_parts(item, path)))
+            return Message(known, plain(_parts(item, path)))
     given = "is missing" if role is None else f"must be one of {', '.join(_ROLES)}, not {role!r}"
     raise BadRequest(f"'{path}.role' {given}", param=f"{path}.role")
 
 
 def _result(item: _Item, path: str) -> Message:
     content = _contents(_there(item.output, f"{path}.output"), f"{path}.output")
-    return Message("tool", _plain(content), tool_call_id=_given(item.call_id, f"{path}.call_id"))
+    return Message("tool", plain(content), tool_call_id=given(item.call_id, f"{path}.call_id"))
 
 
 def _thought(item: _Item, path: str) -> Part:
@@ -204,19 +202,12 @@ def _contents(raw: Raw, path: str) -> tuple[Part, ...]:
     return tuple(_part(part, f"{path}[{k}]") for k, part in enumerate(found))
 
 
-def _plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
-    """A lone text as a string, which every template knows."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart):
-        return parts[0].text
-    return parts
-
-
 def _part(part: _Content, path: str) -> Part:
     kind = part.type
     if kind in ("input_text", "output_text", "text", "summary_text", "reasoning_text"):
-        return TextPart(_given(part.text, f"{path}.text", empty=True))
+        return TextPart(given(part.text, f"{path}.text", empty=True))
     if kind == "refusal":
-        return RefusalPart(_given(part.refusal, f"{path}.refusal", empty=True))
+        return RefusalPart(given(part.refusal, f"{path}.refusal", empty=True))
     if kind == "input_image" and part.image_url is not None:
         return ImagePart(ImageURL(part.image_url, part.detail))
     if kind == "input_file":
@@ -225,19 +216,13 @@ def _part(part: _Content, path: str) -> Part:
         data = FileData(part.file_data, part.file_id, part.filename, part.file_url)
         return FilePart(data)
     if kind == "input_audio":
-        return AudioPart(_given(part.input_audio, f"{path}.input_audio"))
+        return AudioPart(given(part.input_audio, f"{path}.input_audio"))
     return ForeignPart(kind)
 
 
 def _there(value: Raw, path: str) -> Raw:
     if bytes(value) in (b"", b"null"):
-        raise BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
-    return value
-
-
-def _given(value: V | None, path: str, *, empty: bool = False) -> V:
-    if value is None or (value == "" and not empty):
-        raise BadRequest(f"{path!r} is missing", param=path, code="missing_required_parameter")
+        raise missing(path)
     return value
 
 
