@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
@@ -120,9 +119,9 @@ async def test_the_queue_is_bounded_and_ends(
 ) -> None:
     monkeypatch.setattr(stored, "MAX_PENDING", 100)
     async with kept(tmp_path / "r.sqlite") as (responses, _):
-        responses._thread = held = ThreadPoolExecutor(1)
         go = Event()
-        held.submit(go.wait)
+        assert responses._db is not None
+        responses._db.submit(lambda _: go.wait())
         responses.put("ada", one("r1", size=500))
         with pytest.raises(Overloaded):
             responses.put("ada", one("r2"))

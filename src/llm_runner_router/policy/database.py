@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -48,14 +48,22 @@ class Database:
         """
         import sqlite3  # a gateway that nobody asks for it does without
 
+        try:
+            return await asyncio.wrap_future(self.submit(work))
+        except (sqlite3.Error, OSError) as exc:
+            raise Unavailable(f"the store of {self._name} does not answer: {exc}") from exc
+
+    def submit(self, work: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Put `work` behind what was asked before; whoever calls this bounds how much waits.
+
+        Raises:
+            Unavailable: closed.
+        """
         if self._closed:
             raise Unavailable(f"the store of {self._name} is closed")
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, f"llmrr-{self._name}")
-        try:
-            return await asyncio.wrap_future(self._thread.submit(lambda: work(self._open())))
-        except (sqlite3.Error, OSError) as exc:
-            raise Unavailable(f"the store of {self._name} does not answer: {exc}") from exc
+        return self._thread.submit(lambda: work(self._open()))
 
     async def aclose(self) -> None:
         """Finish what was asked, and close the file; safe to repeat."""

@@ -1,22 +1,18 @@
-"""Responses that clients may come back to: one SQLite file, asked by one thread.
+"""Responses that clients may come back to, in a database of their own.
 
 Knows: ids, owners, the order of turns, when and why something is forgotten. Does not know what a
 response means; it is bytes here.
 
 A response belongs to the key it was made with: nobody else finds it, not even by its id. Writing
-waits for no disk: it is queued, and whoever reads comes after it in the same queue. The journal is
-of the `TRUNCATE` kind, as SQLite before 3.51.3 may damage a file in WAL mode
-(https://sqlite.org/releaselog/3_51_3.html).
+waits for no disk: it is queued, and whoever reads comes after it in the same queue.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
@@ -25,6 +21,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from llm_runner_router.errors import NotFound, Overloaded, Unavailable
+
+from .database import Database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -87,21 +85,18 @@ class Responses:
         limit: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._path = path
+        self._db = Database(path, _SCHEMA, "responses") if path is not None else None
         self._keep = keep
         self._limit = limit
         self._wall = wall
-        self._thread: ThreadPoolExecutor | None = None
-        self._db: sqlite3.Connection | None = None
         self._pending = 0
         self._lock = Lock()
         self._count = 0
-        self._closed = False
 
     @property
     def enabled(self) -> bool:
         """Whether anything is kept."""
-        return self._path is not None
+        return self._db is not None
 
     # ------------------------------------------------------------ asked by surfaces
 
@@ -111,13 +106,15 @@ class Responses:
         Raises:
             Overloaded: too many wait for the disk.
         """
+        if self._db is None:
+            return
         size = len(stored.body) + len(stored.input)
         with self._lock:
             if self._pending and self._pending + size > MAX_PENDING:
                 raise Overloaded("too many responses wait to be stored", retry_after=1)
             self._pending += size
         try:
-            done = self._submit(lambda: self._write(owner, stored))
+            done = self._db.submit(lambda db: self._write(db, owner, stored))
         except Unavailable:
             self._give_back(size)
             raise
@@ -129,10 +126,11 @@ class Responses:
         Raises:
             NotFound: there is none, it is too old, or it is another's.
         """
-        found = await self._asked(lambda: self._read(owner, id))
-        if found is None:
-            raise _unknown(id, self.enabled)
-        return found
+        if self._db is not None:
+            found = await self._db.ask(lambda db: self._read(db, owner, id))
+            if found is not None:
+                return found
+        raise _unknown(id, self.enabled)
 
     async def history(self, owner: str, id: str) -> Sequence[Stored]:
         """The response called `id` and those it continues, the first one first.
@@ -140,7 +138,9 @@ class Responses:
         Raises:
             NotFound: one of them is not there; names it.
         """
-        return await self._asked(lambda: self._chain(owner, id))
+        if self._db is None:
+            raise _unknown(id, self.enabled, id)
+        return await self._db.ask(lambda db: self._chain(db, owner, id))
 
     async def delete(self, owner: str, id: str) -> None:
         """Forget the response called `id`.
@@ -148,35 +148,15 @@ class Responses:
         Raises:
             NotFound: there is none, or it is another's.
         """
-        if not await self._asked(lambda: self._remove(owner, id)):
+        if self._db is None or not await self._db.ask(lambda db: _remove(db, owner, id)):
             raise _unknown(id, self.enabled)
 
     async def aclose(self) -> None:
         """Write what waits, and close the file; safe to repeat."""
-        self._closed = True
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            await asyncio.to_thread(thread.shutdown)
-        db, self._db = self._db, None
-        if db is not None:
-            db.close()
+        if self._db is not None:
+            await self._db.aclose()
 
     # ------------------------------------------------------------ the queue
-
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
-        if self._closed:
-            raise Unavailable("the store of responses is closed")
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "llmrr-responses")
-        return self._thread.submit(work)
-
-    async def _asked(self, work: Callable[[], T]) -> T:
-        import sqlite3  # a gateway that nobody asks for responses does without
-
-        try:
-            return await asyncio.wrap_future(self._submit(work))
-        except sqlite3.Error as exc:
-            raise Unavailable(f"the store of responses does not answer: {exc}") from exc
 
     def _give_back(self, size: int) -> None:
         with self._lock:
@@ -190,27 +170,7 @@ class Responses:
 
     # ------------------------------------------------------------ in the thread
 
-    def _open(self) -> sqlite3.Connection | None:
-        if self._db is None and self._path is not None:
-            import sqlite3
-
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.close(handle)
-            db = sqlite3.connect(
-                self._path, timeout=5, check_same_thread=False, isolation_level=None
-            )
-            db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA secure_delete = ON")
-            db.executescript(_SCHEMA)
-            self._db = db
-            self._prune(db)
-        return self._db
-
-    def _write(self, owner: str, stored: Stored) -> None:
-        db = self._open()
-        if db is None:
-            return
+    def _write(self, db: sqlite3.Connection, owner: str, stored: Stored) -> None:
         now = self._wall()
         size = len(stored.body) + len(stored.input)
         row = (stored.id, owner, stored.previous, now, now + self._keep, stored.running, size)
@@ -221,14 +181,11 @@ class Responses:
             "input = excluded.input WHERE owner = excluded.owner",
             (*row, stored.body, stored.input),
         )
-        self._count += 1
         if self._count % PRUNE_EVERY == 0:
             self._prune(db)
+        self._count += 1
 
-    def _read(self, owner: str, id: str) -> Stored | None:
-        db = self._open()
-        if db is None:
-            return None
+    def _read(self, db: sqlite3.Connection, owner: str, id: str) -> Stored | None:
         found = db.execute(
             "SELECT id, previous, body, input, running FROM responses "
             "WHERE id = ? AND owner = ? AND expires > ?",
@@ -239,12 +196,12 @@ class Responses:
         id, previous, body, given, running = found
         return Stored(id, previous, body, given, bool(running))
 
-    def _chain(self, owner: str, id: str) -> Sequence[Stored]:
+    def _chain(self, db: sqlite3.Connection, owner: str, id: str) -> Sequence[Stored]:
         found: list[Stored] = []
         size = 0
         wanted: str | None = id
         while wanted is not None:
-            stored = self._read(owner, wanted)
+            stored = self._read(db, owner, wanted)
             if stored is None:
                 raise _unknown(wanted, self.enabled, id)
             found.append(stored)
@@ -259,13 +216,6 @@ class Responses:
             wanted = stored.previous
         return found[::-1]
 
-    def _remove(self, owner: str, id: str) -> bool:
-        db = self._open()
-        if db is None:
-            return False
-        gone = db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner))
-        return gone.rowcount > 0
-
     def _prune(self, db: sqlite3.Connection) -> None:
         db.execute("DELETE FROM responses WHERE expires <= ?", (self._wall(),))
         excess = db.execute("SELECT total(size) FROM responses").fetchone()[0] - self._limit
@@ -278,6 +228,11 @@ class Responses:
             if excess <= 0:
                 break
         db.executemany("DELETE FROM responses WHERE id = ?", gone)
+
+
+def _remove(db: sqlite3.Connection, owner: str, id: str) -> bool:
+    gone = db.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner))
+    return gone.rowcount > 0
 
 
 _raws = msgspec.json.Decoder(list[Raw])
