@@ -201,7 +201,9 @@ def _chat(request: Request, quirks: Quirks, receipt: Receipt) -> dict[str, Any]:
     if request.service_tier is not None:
         fields["service_tier"] = request.service_tier
     if request.reasoning is not None:
-        _reasoning(request.reasoning, fields, receipt)
+        effort = effort_of(request.reasoning, receipt)
+        if effort is not None:
+            fields["reasoning_effort"] = effort
     return fields
 
 
@@ -209,14 +211,13 @@ _BUDGETS = ((0, "none"), (1024, "minimal"), (4096, "low"), (16384, "medium"))
 """Up to so many tokens of thought are that effort; more are `high`."""
 
 
-def _reasoning(wanted: Reasoning, fields: dict[str, Any], receipt: Receipt) -> None:
-    effort = wanted.effort
-    if effort is None and wanted.budget is not None:
-        budget = wanted.budget
+def effort_of(wanted: Reasoning, receipt: Receipt) -> str | None:
+    """How much to think, in OpenAI's words; None where nothing was said of it."""
+    effort, budget = wanted.effort, wanted.budget
+    if effort is None and budget is not None:
         effort = next((name for most, name in _BUDGETS if budget <= most), "high")
         receipt.translated("reasoning.budget", f"{budget} tokens are `{effort}`")
-    if effort is not None:
-        fields["reasoning_effort"] = effort
+    return effort
 
 
 def _given(value: Struct, names: tuple[str, ...]) -> dict[str, Any]:

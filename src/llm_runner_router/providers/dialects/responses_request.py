@@ -33,12 +33,11 @@ from llm_runner_router.types import (
 )
 
 from .base import Quirks, WireRequest
+from .openai_request import effort_of
 
 RESPONSES = "openai_responses"
 _LEAST_TOKENS = 16
 """OpenAI refuses a lower `max_output_tokens`."""
-_BUDGETS = ((0, "none"), (1024, "minimal"), (4096, "low"), (16384, "medium"))
-"""Up to so many tokens of thought are that effort; more are `high`. As in `openai_request.py`."""
 _OURS = re.compile(rb'"(?:rs|msg|fc)_[0-9a-f]{32}_[0-9]+"|"llmrr')
 """What an item has that this gateway wrote (`surfaces/responses_write.py`): its id, a seal."""
 _encode = msgspec.json.Encoder().encode
@@ -271,11 +270,7 @@ def _given(value: Struct) -> dict[str, Any]:
 
 def _reasoning(wanted: Reasoning, receipt: Receipt) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    effort = wanted.effort
-    if effort is None and wanted.budget is not None:
-        budget = wanted.budget
-        effort = next((name for most, name in _BUDGETS if budget <= most), "high")
-        receipt.translated("reasoning.budget", f"{budget} tokens are `{effort}`")
+    effort = effort_of(wanted, receipt)
     if effort is not None:
         found["effort"] = effort
     if wanted.shown is not False and effort != "none":
