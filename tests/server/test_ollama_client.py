@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -228,6 +229,21 @@ async def test_pull_copy_and_delete() -> None:
     assert done[-2:] == [("sha256:aa", 10, 10), ("sha256:bb", 10, 10)]
     assert whole.status == "success"
     assert shelf.names == {"ollama:qwen3:4b", "hf.co/org/repo:Q4_K_M", "other"}
+
+
+async def test_a_pull_takes_a_place_like_any_request() -> None:
+    served = FakeGateway({"m": FakeTarget("m", [Delta(text="a"), asyncio.Event()])})
+    async with serve(served, Server(port=0, drain=0, max_requests=1)) as url:
+        api = AsyncClient(host=url, headers={"Authorization": f"Bearer {KEY}"})
+        try:
+            stream = await api.chat("m", HELLO, stream=True)
+            assert await anext(stream)
+            with pytest.raises(ollama.ResponseError) as caught:
+                await api.pull("qwen3:4b")
+        finally:
+            await api._client.aclose()
+    assert caught.value.status_code == 503
+    assert not served.shelf.pulls
 
 
 async def test_a_pull_that_breaks_says_so() -> None:

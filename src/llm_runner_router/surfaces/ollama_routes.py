@@ -224,7 +224,11 @@ class OllamaRoutes:
         asked = parse(_named, await self._host.body(exchange))
         check_model(asked.called)
         name = _reference(asked.called)
-        if asked.stream is False:
+        with self._host.room():  # a download is work: there are no more than may be at once
+            await self._bring(exchange, name, stream=asked.stream is not False)
+
+    async def _bring(self, exchange: Exchange, name: str, *, stream: bool) -> None:
+        if not stream:
             async with exchange.watching():
                 await self._gateway.admin.shelf.pull(name, _Lines())
             await exchange.json(200, _encode({"status": "success"}))
