@@ -17,7 +17,8 @@ with converters import heavy libraries inside functions, because planning import
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -152,15 +153,15 @@ def _modules() -> list[str]:
         for path in here.glob("*.py")
         if not path.stem.startswith("_")
         and path != Path(__file__)
-        and b"\n@converts(" in path.read_bytes()
+        and re.search(rb"^ *@converts\(", path.read_bytes(), re.MULTILINE)
     )
 
 
-def _marked(things: object) -> list[Found]:
-    assert hasattr(things, "__iter__")
-    unique = {
-        id(thing): Found(getattr(thing, _MARK), thing)
-        for thing in things
-        if callable(thing) and hasattr(thing, _MARK)
-    }
+def _marked(things: Iterable[object]) -> list[Found]:
+    """The converters among `things`, and in the tuples among them."""
+    unique: dict[int, Found] = {}
+    for thing in things:
+        for one in thing if isinstance(thing, tuple) else (thing,):
+            if callable(one) and hasattr(one, _MARK):
+                unique[id(one)] = Found(getattr(one, _MARK), one)
     return list(unique.values())

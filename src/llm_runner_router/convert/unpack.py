@@ -17,7 +17,7 @@ from llm_runner_router.errors import EngineError, ModelFileError
 from llm_runner_router.models.formats import packed
 
 from . import companions
-from .base import Options, Tick, converts
+from .base import Convert, Options, Tick, converts
 from .plan import PACKED
 
 if TYPE_CHECKING:
@@ -43,64 +43,23 @@ _NAMES: Final = {
 """What a single file is called in the folder that it becomes."""
 
 
-@converts(f"{PACKED}gguf", "gguf", grow=1.5, speed=150e6)
-def to_gguf(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "gguf", tick)
+KINDS: Final = (
+    *("gguf", "bitnet-gguf", "ggml", "safetensors", "mlx"),
+    *("pytorch", "onnx", "onnx-genai", "tfjs", "peft"),
+)
+"""What may be packed."""
 
 
-@converts(f"{PACKED}bitnet-gguf", "bitnet-gguf", grow=1.5, speed=150e6)
-def to_bitnet(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "bitnet-gguf", tick)
+def _converter(kind: str) -> Convert:
+    @converts(f"{PACKED}{kind}", kind, grow=1.5, speed=150e6)
+    def run(source: Path, target: Path, options: Options, tick: Tick) -> None:
+        """See `unpack`."""
+        unpack(source, target, kind, tick)
+
+    return run
 
 
-@converts(f"{PACKED}ggml", "ggml", grow=1.5, speed=150e6)
-def to_ggml(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "ggml", tick)
-
-
-@converts(f"{PACKED}safetensors", "safetensors", grow=1.5, speed=150e6)
-def to_safetensors(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "safetensors", tick)
-
-
-@converts(f"{PACKED}mlx", "mlx", grow=1.5, speed=150e6)
-def to_mlx(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "mlx", tick)
-
-
-@converts(f"{PACKED}pytorch", "pytorch", grow=1.5, speed=150e6)
-def to_pytorch(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "pytorch", tick)
-
-
-@converts(f"{PACKED}onnx", "onnx", grow=1.5, speed=150e6)
-def to_onnx(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "onnx", tick)
-
-
-@converts(f"{PACKED}onnx-genai", "onnx-genai", grow=1.5, speed=150e6)
-def to_onnx_genai(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "onnx-genai", tick)
-
-
-@converts(f"{PACKED}tfjs", "tfjs", grow=1.5, speed=150e6)
-def to_tfjs(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "tfjs", tick)
-
-
-@converts(f"{PACKED}peft", "peft", grow=1.5, speed=150e6)
-def to_peft(source: Path, target: Path, options: Options, tick: Tick) -> None:
-    """See `unpack`."""
-    unpack(source, target, "peft", tick)
+CONVERTERS: Final = tuple(map(_converter, KINDS))
 
 
 def unpack(source: Path, target: Path, kind: str, tick: Tick) -> None:
