@@ -24,6 +24,9 @@ MIB = 1 << 20
 PROCESS = 14 * MIB
 """Bytes of llama.cpp's runner itself: interpreter, the engine's tables, its HTTP threads. Measured
 right after the load, less weights and cache: 13.5 to 14.9 MiB for 0.9 to 140 M weights."""
+PAGES = 4 * MIB
+"""Bytes that large pages (`pages.py`) round up: after the load and in service 2 to 4 MiB more than
+without, at the top of the load 6 to 10. Where the system has none, that much is too much."""
 CODE = 20 * MIB
 """Bytes of its code (interpreter and libraries): 19.5 MiB after the load, 19.8 in service."""
 TOKEN = 500
@@ -286,7 +289,7 @@ def place(info: ModelInfo, wanted: Wanted) -> Placement:
         copied = _repacked(info)
         tensors = sum(info.types.values()) or info.bytes
         memory = Memory(
-            process=PROCESS + TOKEN * info.vocabulary,
+            process=PROCESS + PAGES + TOKEN * info.vocabulary,
             code=CODE,
             weights=copied if mapped else tensors,
             mapped=tensors if mapped else 0,

@@ -5,8 +5,9 @@ Knows: one setting of glibc's allocator. Does not know: processes, engines.
 Decoding reads all weights once per token, which in pages of 4 KiB costs a look-up in the page table
 every few nanoseconds. With `glibc.malloc.hugetlb=1` the allocator asks the kernel for pages of
 2 MiB (`madvise`; it then has them where `transparent_hugepage` is `madvise`, Debian's and Ubuntu's
-default, or `always`). 140 M weights of Q4_K_M on two cores decoded 8 to 12 % faster than llama.cpp
-alone and read prompts faster, too (bench/LOG.md). Elsewhere the variable means nothing.
+default, or `always`). 140 M weights of Q4_K_M through the gateway decoded 6 % faster than llama.cpp
+alone; without such pages it was 5 to 14 % slower (bench/LOG.md). `fit.PAGES` is what they take.
+Elsewhere the variable means nothing.
 """
 
 from __future__ import annotations
