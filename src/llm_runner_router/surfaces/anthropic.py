@@ -26,10 +26,11 @@ from llm_runner_router.types import (
 )
 
 from .anthropic_read import Block, Turn, conversation
-from .anthropic_write import DIALECT, EventWriter, Relay, error, message, stream_error
+from .anthropic_write import DIALECT, EventWriter, error, message, stream_error
 from .base import Reply
 from .codec import (
     MAX_STOPS,
+    EventRelay,
     Writer,
     check_model,
     events,
@@ -286,6 +287,6 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         return whole(deltas, request, reply, DIALECT, message)
 
     def choose(first: Delta) -> Writer:
-        return Relay() if relayed(first, DIALECT) else EventWriter(request, reply)
+        return EventRelay() if relayed(first, DIALECT) else EventWriter(request, reply)
 
     return events(deltas, reply, choose)

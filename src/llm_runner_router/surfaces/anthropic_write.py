@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from llm_runner_router.deltas import Answer, Choice
 from llm_runner_router.errors import RunnerError
@@ -82,41 +82,6 @@ def _id(reply: Reply) -> str:
 def call_id(reply: Reply, index: int) -> str:
     """An id for a call whose model gave none; the same each time it is asked for."""
     return f"toolu_{reply.id.rpartition('-')[2]}_{index}"
-
-
-class _Type(Struct, frozen=True):
-    type: str = ""
-
-
-_type = msgspec.json.Decoder(_Type)
-
-
-class Relay:
-    """Passes upstream's events on untouched; a delta without `wire` belongs to the one before."""
-
-    def __init__(self) -> None:
-        self._finished = False
-
-    def add(self, delta: Delta) -> bytes:
-        """The bytes to send for `delta`; may be empty."""
-        if delta.finish is not None:
-            self._finished = True
-        if delta.wire is None:
-            return b""
-        data = delta.wire.data
-        kind = _type.decode(data).type.encode()
-        if b"\n" in data:
-            data = data.replace(b"\n", b"\ndata: ")
-        return b"event: %b\ndata: %b\n\n" % (kind, data)
-
-    def end(self) -> bytes:
-        """Nothing: upstream's own `message_stop` has passed.
-
-        Raises:
-            StreamBroken: there was no reason to stop.
-        """
-        check_finished(self._finished)
-        return b""
 
 
 class EventWriter:

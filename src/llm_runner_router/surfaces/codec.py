@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from llm_runner_router.deltas import Answer, Collector
 from llm_runner_router.errors import BadRequest, StreamBroken
@@ -168,6 +168,49 @@ class Writer(Protocol):
     def end(self) -> bytes:
         """The bytes that close the stream cleanly, or `StreamBroken`."""
         ...
+
+
+class _Event(Struct, frozen=True):
+    type: str = ""
+
+
+_event = msgspec.json.Decoder(_Event)
+
+
+class EventRelay:
+    """A `Writer` that passes upstream's named events on untouched.
+
+    For dialects whose events carry their name as `type`. A delta without `wire` belongs to the
+    one before.
+    """
+
+    def __init__(self) -> None:
+        self._finished = False
+
+    def add(self, delta: Delta) -> bytes:
+        """The bytes to send for `delta`; may be empty."""
+        if delta.finish is not None:
+            self._finished = True
+        if delta.wire is None:
+            return b""
+        data = delta.wire.data
+        kind = _event.decode(data).type.encode()
+        self.passed(kind, data)
+        if b"\n" in data:
+            data = data.replace(b"\n", b"\ndata: ")
+        return b"event: %b\ndata: %b\n\n" % (kind, data)
+
+    def passed(self, kind: bytes, data: bytes) -> None:
+        """Called with every event, for a dialect that keeps some."""
+
+    def end(self) -> bytes:
+        """Nothing: upstream's own last event has passed.
+
+        Raises:
+            StreamBroken: there was no reason to stop.
+        """
+        check_finished(self._finished)
+        return b""
 
 
 async def events(

@@ -27,6 +27,7 @@ from llm_runner_router.types import (
 from .base import Reply
 from .codec import (
     MAX_STOPS,
+    EventRelay,
     Writer,
     check_model,
     events,
@@ -40,7 +41,7 @@ from .codec import (
     whole,
 )
 from .cohere_read import Document, Turn, conversation
-from .cohere_write import DIALECT, EventWriter, Relay, error, response, stream_error
+from .cohere_write import DIALECT, EventWriter, error, response, stream_error
 
 __all__ = ["DIALECT", "decode", "encode", "error", "stream_error"]
 
@@ -266,6 +267,6 @@ def encode(deltas: AsyncIterator[Delta], request: Request, reply: Reply) -> Asyn
         return whole(deltas, request, reply, DIALECT, response)
 
     def choose(first: Delta) -> Writer:
-        return Relay() if relayed(first, DIALECT) else EventWriter(request, reply)
+        return EventRelay() if relayed(first, DIALECT) else EventWriter(request, reply)
 
     return events(deltas, reply, choose)

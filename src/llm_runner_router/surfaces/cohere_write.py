@@ -88,41 +88,6 @@ def _logprobs(told: Raw) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- streams
 
 
-class _Type(Struct, frozen=True):
-    type: str = ""
-
-
-_type = msgspec.json.Decoder(_Type)
-
-
-class Relay:
-    """Passes upstream's events on untouched; a delta without `wire` belongs to the one before."""
-
-    def __init__(self) -> None:
-        self._finished = False
-
-    def add(self, delta: Delta) -> bytes:
-        """The bytes to send for `delta`; may be empty."""
-        if delta.finish is not None:
-            self._finished = True
-        if delta.wire is None:
-            return b""
-        data = delta.wire.data
-        kind = _type.decode(data).type.encode()
-        if b"\n" in data:
-            data = data.replace(b"\n", b"\ndata: ")
-        return b"event: %b\ndata: %b\n\n" % (kind, data)
-
-    def end(self) -> bytes:
-        """Nothing: upstream's own `message-end` has passed.
-
-        Raises:
-            StreamBroken: there was no reason to finish.
-        """
-        check_finished(self._finished)
-        return b""
-
-
 class EventWriter:
     """Turns deltas into the events of a chat.
 

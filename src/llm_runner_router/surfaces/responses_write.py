@@ -20,7 +20,7 @@ from llm_runner_router.errors import RunnerError
 from llm_runner_router.types import OPENAI, Delta, Finish, Request, ToolCallDelta, Usage
 
 from .base import Reply
-from .codec import check_finished, model_name
+from .codec import EventRelay, check_finished, model_name
 from .responses_read import SEALED, SIGNED
 
 DIALECT = "openai_responses"
@@ -216,44 +216,25 @@ def _logprobs(pieces: tuple[Raw, ...]) -> list[Raw]:
 # ---------------------------------------------------------------- streams
 
 
-class _Type(Struct, frozen=True):
-    type: str = ""
+class _End(Struct, frozen=True):
     response: Raw = Raw(b"")
 
 
-_type = msgspec.json.Decoder(_Type)
-_ENDS = ("response.completed", "response.incomplete", "response.failed")
+_end = msgspec.json.Decoder(_End)
+_ENDS = (b"response.completed", b"response.incomplete", b"response.failed")
 
 
-class Relay:
-    """Passes upstream's events on untouched; a delta without `wire` belongs to the one before."""
+class Relay(EventRelay):
+    """Keeps the response that the last event tells of."""
 
     def __init__(self, told: Told) -> None:
+        super().__init__()
         self._told = told
-        self._finished = False
 
-    def add(self, delta: Delta) -> bytes:
-        """The bytes to send for `delta`; may be empty."""
-        if delta.finish is not None:
-            self._finished = True
-        if delta.wire is None:
-            return b""
-        data = delta.wire.data
-        found = _type.decode(data)
-        if found.type in _ENDS and self._told.keep is not None:
-            self._told.keep(bytes(found.response))
-        if b"\n" in data:
-            data = data.replace(b"\n", b"\ndata: ")
-        return b"event: %b\ndata: %b\n\n" % (found.type.encode(), data)
-
-    def end(self) -> bytes:
-        """Nothing: upstream's own last event has passed.
-
-        Raises:
-            StreamBroken: there was no reason to stop.
-        """
-        check_finished(self._finished)
-        return b""
+    def passed(self, kind: bytes, data: bytes) -> None:
+        """Keep the response of the last event."""
+        if kind in _ENDS and self._told.keep is not None:
+            self._told.keep(bytes(_end.decode(data).response))
 
 
 def error_fields(exc: RunnerError) -> dict[str, Any]:
@@ -320,9 +301,7 @@ class EventWriter:
         whole = _ended(self._whole, self._finish, self._reply.usage)
         whole["output"] = self._output
         whole["model"] = model_name(self._request, self._reply)
-        if self._told.keep is not None:
-            self._told.keep(_encode(whole))
-        self._event(out, f"response.{whole['status']}", response=whole)
+        self._last(out, whole)
         return b"".join(out)
 
     def fail(self, exc: RunnerError) -> bytes:
@@ -334,10 +313,15 @@ class EventWriter:
             {**item, "status": "incomplete"} if item.get("status") == "in_progress" else item
             for item in self._output
         ]
-        if self._told.keep is not None:
-            self._told.keep(_encode(failed(whole, exc)))
-        self._event(out, "response.failed", response=failed(whole, exc))
+        self._last(out, failed(whole, exc))
         return b"".join(out)
+
+    def _last(self, out: list[bytes], whole: dict[str, Any]) -> None:
+        """The event that ends the stream; its response is the one that is kept."""
+        data = _encode(whole)
+        if self._told.keep is not None:
+            self._told.keep(data)
+        self._event(out, f"response.{whole['status']}", response=Raw(data))
 
     def _event(self, out: list[bytes], kind: str, **fields: Any) -> None:
         data = _encode({"type": kind, "sequence_number": self._sequence, **fields})
